@@ -1,0 +1,1 @@
+"""TensorFlow functions without state or configuration."""

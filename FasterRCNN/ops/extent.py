@@ -1,0 +1,69 @@
+"""Which cells of a padded batch belong to each image.
+
+Images of different sizes share one tensor. Convolutions with a border would read what lies beyond an image, and biases
+make that differ from the zeros that the image meets alone; so the cells beyond an image are cleared wherever a
+neighbourhood is read. A batch of one image, or of images of one size, needs none of this and pays nothing.
+"""
+import tensorflow.compat.v1 as tf
+
+
+class BatchExtent:
+    """The part of each feature map that belongs to each image of a batch.
+
+    image_size: int32 B×2 (h, w in pixels). multiple: the size each image is padded to, also when it runs alone.
+    canvas: int32 2, the batch's H and W.
+    """
+
+    def __init__(self, image_size, multiple, canvas):
+        self._alone = image_size.shape[0] == 1
+        self._own = -(-image_size // multiple) * multiple
+        self._fills_canvas = tf.reduce_all(tf.equal(self._own, canvas))
+
+    def cells(self, stride):
+        """Return int32 B×2: rows and columns of each image on the map of `stride` (pixels a cell)."""
+        # Halving rounds down up to stride 32; P6 keeps every second cell of P5, which rounds up.
+        return self._own // stride if stride <= 32 else -(-(self._own // 32) * 32 // stride)
+
+    def at(self, stride):
+        """Return the LevelExtent of the map of `stride` (pixels a cell)."""
+        return LevelExtent(self.cells(stride), alone=self._alone, fills_canvas=self._fills_canvas)
+
+
+class LevelExtent:
+    """A BatchExtent seen at one stride. cells: int32 B×2."""
+
+    def __init__(self, cells, *, alone, fills_canvas):
+        self._cells, self._alone, self._fills_canvas = cells, alone, fills_canvas
+
+    def num_cells(self):
+        """Return float32 B: the number of cells of each image."""
+        return tf.cast(tf.reduce_prod(self._cells, axis=1), tf.float32)
+
+    def clear(self, x):
+        """Zero the cells beyond each image: B×h×w×C -> B×h×w×C."""
+        def cleared():
+            rows = tf.sequence_mask(self._cells[:, 0], tf.shape(x)[1], x.dtype)
+            columns = tf.sequence_mask(self._cells[:, 1], tf.shape(x)[2], x.dtype)
+            return x * (rows[:, :, None] * columns[:, None, :])[..., None]
+        return self._unless_needless(x, cleared)
+
+    def extend_edge(self, x):
+        """Repeat each image's last row and column over the cells beyond it: B×h×w×C -> B×h×w×C."""
+        def extended():
+            rows = tf.minimum(tf.range(tf.shape(x)[1])[None], self._cells[:, :1] - 1)
+            columns = tf.minimum(tf.range(tf.shape(x)[2])[None], self._cells[:, 1:] - 1)
+            return tf.gather(tf.gather(x, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+        return self._unless_needless(x, extended)
+
+    def mask(self, shape):
+        """Return bool B×h×w, true on each image's own cells; `shape` is (h, w)."""
+        rows = tf.sequence_mask(self._cells[:, 0], shape[0])
+        columns = tf.sequence_mask(self._cells[:, 1], shape[1])
+        return tf.logical_and(rows[:, :, None], columns[:, None, :])
+
+    def _unless_needless(self, x, change):
+        if self._alone:
+            return x
+        y = tf.cond(self._fills_canvas, lambda: tf.identity(x), change)
+        y.set_shape(x.shape)
+        return y

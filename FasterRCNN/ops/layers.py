@@ -1,0 +1,136 @@
+"""Every layer that owns variables, under the names of tensorpack's checkpoints.
+
+Feature maps are N×h×w×C (channels last); kernels are kh×kw×C_in×C_out.
+"""
+from contextlib import contextmanager
+
+import tensorflow.compat.v1 as tf
+
+NORM_EPSILON = 1e-5
+GROUPS = 32
+
+HE_NORMAL_FAN_OUT = tf.variance_scaling_initializer(2.0, mode="fan_out", distribution="untruncated_normal")
+FAN_IN = tf.variance_scaling_initializer(1.0, mode="fan_in")
+
+
+def normal(stddev):
+    """Return the initializer that draws from a normal distribution around 0."""
+    return tf.random_normal_initializer(stddev=stddev)
+
+
+@contextmanager
+def frozen_variables(select=lambda name: True):
+    """Create the variables whose name `select` accepts as not trainable."""
+    def create(getter, name, *args, **kwargs):
+        if select(name):
+            kwargs["trainable"] = False
+        return getter(name, *args, **kwargs)
+
+    with tf.variable_scope(tf.get_variable_scope(), custom_getter=create, auxiliary_name_scope=False):
+        yield
+
+
+def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm=None, activation=None,
+           initializer=HE_NORMAL_FAN_OUT, gamma_initializer=None, extent=None):
+    """Convolve, normalise and activate: N×h×w×C -> N×h'×w'×channels.
+
+    norm: 'FreezeBN', 'GN', or None for a bias. `padding` is 'SAME', 'VALID' or ((top, bottom), (left, right)).
+    `extent` (a BatchExtent with its stride bound) tells group normalisation which cells belong to each image.
+    """
+    if not isinstance(padding, str):
+        padding = [[0, 0], list(padding[0]), list(padding[1]), [0, 0]]
+    with tf.variable_scope(scope):
+        shape = [kernel_size, kernel_size, x.shape[-1], channels]
+        kernel = tf.get_variable("W", shape, initializer=initializer)
+        if norm == "FreezeBN":
+            # On the kernel rather than on the output: less to compute and to remember in training, and for inference,
+            # with variables frozen, a constant.
+            scale, bias = frozen_batch_norm(channels, gamma_initializer)
+            kernel = kernel * scale
+        elif norm is None:
+            bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
+        else:
+            bias = None
+        x = tf.nn.conv2d(x, kernel, stride, padding)
+        if bias is not None:
+            x = tf.nn.bias_add(x, bias)
+        if norm == "GN":
+            x = group_norm(x, "gn", gamma_initializer=gamma_initializer, extent=extent)
+        return activation(x) if activation else x
+
+
+def conv2d_without_norm(x, channels, kernel_size, scope, *, stride=1, padding="SAME", activation=None, **_):
+    """Convolve without bias and normalisation, as a backbone of BACKBONE.NORM='None' does."""
+    if not isinstance(padding, str):
+        padding = [[0, 0], list(padding[0]), list(padding[1]), [0, 0]]
+    with tf.variable_scope(scope):
+        kernel = tf.get_variable("W", [kernel_size, kernel_size, x.shape[-1], channels], initializer=HE_NORMAL_FAN_OUT)
+        x = tf.nn.conv2d(x, kernel, stride, padding)
+        return activation(x) if activation else x
+
+
+def frozen_batch_norm(channels, gamma_initializer=None):
+    """Return (scale, shift), each of C, of a batch normalisation that uses its stored statistics."""
+    with tf.variable_scope("bn"):
+        gamma = tf.get_variable("gamma", [channels], initializer=gamma_initializer or tf.ones_initializer())
+        beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
+        mean = tf.get_variable("mean/EMA", [channels], initializer=tf.zeros_initializer(), trainable=False)
+        variance = tf.get_variable("variance/EMA", [channels], initializer=tf.ones_initializer(), trainable=False)
+    scale = gamma * tf.math.rsqrt(variance + NORM_EPSILON)
+    return scale, beta - mean * scale
+
+
+def deconv2d(x, channels, scope, *, activation=None):
+    """Double the resolution with a 2×2 transposed convolution: N×h×w×C -> N×2h×2w×channels."""
+    with tf.variable_scope(scope):
+        kernel = tf.get_variable("W", [2, 2, channels, x.shape[-1]], initializer=HE_NORMAL_FAN_OUT)
+        bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
+        n, h, w = tf.unstack(tf.shape(x)[:3])
+        x = tf.nn.conv2d_transpose(x, kernel, tf.stack([n, 2 * h, 2 * w, channels]), 2, "VALID")
+        x = tf.nn.bias_add(x, bias)
+        return activation(x) if activation else x
+
+
+def fully_connected(x, channels, scope, *, activation=None, initializer=FAN_IN):
+    """Multiply by a matrix and add a bias: N×C or N×h×w×C -> N×channels.
+
+    The rows of W for a feature map are in (channel, row, column) order, as in tensorpack's checkpoints.
+    """
+    with tf.variable_scope(scope):
+        size = x.shape[1:].num_elements()
+        weights = tf.get_variable("W", [size, channels], initializer=initializer)
+        bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
+        if x.shape.rank == 4:
+            h, w, c = x.shape[1:].as_list()
+            # Reordering the weights instead of the features costs nothing once they are constants.
+            weights = tf.reshape(tf.transpose(tf.reshape(weights, [c, h, w, channels]), [1, 2, 0, 3]), [size, channels])
+            x = tf.reshape(x, [-1, size])
+        x = tf.nn.bias_add(tf.matmul(x, weights), bias)
+        return activation(x) if activation else x
+
+
+def group_norm(x, scope, *, groups=GROUPS, gamma_initializer=None, extent=None):
+    """Normalise groups of channels of each image: N×h×w×C -> N×h×w×C (Wu & He 2018, section 3.1).
+
+    With `extent`, statistics are taken over each image's own cells, so that padding does not change them.
+    """
+    with tf.variable_scope(scope):
+        channels = x.shape[-1].value if hasattr(x.shape[-1], "value") else x.shape[-1]
+        gamma = tf.get_variable("gamma", [channels], initializer=gamma_initializer or tf.ones_initializer())
+        beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
+    shape = tf.shape(x)
+    if extent is None:
+        own, cells = x, tf.fill([shape[0]], tf.cast(shape[1] * shape[2], tf.float32))
+    else:
+        own, cells = extent.clear(x), extent.num_cells()
+    values = cells[:, None] * (channels // groups)
+
+    def per_group(channel_sums):
+        return tf.reduce_sum(tf.reshape(channel_sums, [-1, groups, channels // groups]), axis=2) / values
+
+    mean = per_group(tf.reduce_sum(own, axis=[1, 2]))
+    variance = per_group(tf.reduce_sum(tf.square(own), axis=[1, 2])) - tf.square(mean)
+    inverse = tf.math.rsqrt(tf.maximum(variance, 0.0) + NORM_EPSILON)
+    scale = tf.repeat(inverse, channels // groups, axis=1) * gamma
+    shift = beta - tf.repeat(mean, channels // groups, axis=1) * scale
+    return x * scale[:, None, None, :] + shift[:, None, None, :]

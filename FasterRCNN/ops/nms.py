@@ -1,0 +1,30 @@
+"""Non-maximum suppression of many sets of boxes at once."""
+import tensorflow.compat.v1 as tf
+
+
+def batched_nms(boxes, scores, iou_threshold, max_output):
+    """Suppress within each row: boxes N×k×4 (pixels), scores N×k (−inf = empty slot).
+
+    Returns (indices int32 N×max_output into the k, valid bool N×max_output), by descending score.
+    """
+    def one(row):
+        return tf.image.non_max_suppression_padded(
+            row[0], row[1], max_output, iou_threshold=iou_threshold, score_threshold=tf.float32.min,
+            pad_to_max_output_size=True)
+
+    indices, count = tf.map_fn(one, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
+    indices = tf.reshape(indices, [-1, max_output])
+    return indices, tf.range(max_output)[None, :] < count[:, None]
+
+
+def separate_by_label(boxes, labels, num_labels):
+    """Move boxes of different labels apart, so that one suppression of all of them acts within labels only.
+
+    boxes …×4 (pixels, not negative), labels int32 … in 0..num_labels−1. Labels lie on a square grid, rather than in a
+    line, to keep the coordinates small: float32 then resolves about a thousandth of a pixel.
+    """
+    side = int(num_labels ** 0.5) + 1
+    extent = tf.reduce_max(boxes) + 1.0
+    column, row = tf.cast(labels % side, tf.float32), tf.cast(labels // side, tf.float32)
+    offset = tf.stack([column, row, column, row], axis=-1) * extent
+    return boxes + offset

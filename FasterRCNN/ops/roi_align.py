@@ -1,0 +1,51 @@
+"""ROIAlign of a batch over one or several feature maps (Mask R-CNN, section 3)."""
+import tensorflow.compat.v1 as tf
+
+
+def crop_bilinear(maps, boxes, map_index, size):
+    """Sample each box bilinearly at the centres of its size×size cells; zero beyond the map.
+
+    maps: n×h×w×C, boxes: R×4 in cells of the map (cell (0, 0) covers [0,1]×[0,1]), map_index: int32 R -> R×size×size×C.
+    `tf.image.crop_and_resize` spans a box's corners from the centre of the first to the centre of the last cell and
+    counts from cell centres; the boxes given to it are corrected for both.
+    """
+    x1, y1, x2, y2 = tf.unstack(boxes, axis=1)
+    limit = tf.cast(tf.shape(maps)[1:3] - 1, tf.float32)
+
+    def span(low, high, last):
+        cell = (high - low) / size
+        first = low + cell / 2 - 0.5
+        return first / last, (first + cell * (size - 1)) / last
+
+    top, bottom = span(y1, y2, limit[0])
+    left, right = span(x1, x2, limit[1])
+    return tf.image.crop_and_resize(maps, tf.stack([top, left, bottom, right], axis=1),
+                                    box_indices=map_index, crop_size=[size, size])
+
+
+def roi_align(feature, boxes, image_index, size, stride):
+    """Pool boxes (pixels) from one map: B×h×w×C, R×4, int32 R -> R×size×size×C.
+
+    Each bin is the mean of 2×2 samples at the centres of its quarters; the map is extended by one repeated cell.
+    """
+    padded = tf.pad(feature, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
+    samples = crop_bilinear(padded, boxes / stride + 1.0, image_index, 2 * size)
+    return tf.nn.avg_pool2d(samples, 2, 2, "VALID")
+
+
+def fpn_level(boxes, num_levels):
+    """Return each box's index among the levels P2.., int32 …: floor(4 + log2(√area / 224 + 1e-6)) − 2 (FPN, eq. 1)."""
+    size = tf.sqrt(tf.maximum((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]), 0.0))
+    level = tf.floor(4.0 + tf.math.log(size / 224.0 + 1e-6) / tf.math.log(2.0))
+    return tf.clip_by_value(tf.cast(level, tf.int32) - 2, 0, num_levels - 1)
+
+
+def multilevel_roi_align(features, boxes, image_index, size, strides):
+    """Pool each box from the map of its size: list of B×h×w×C, R×4 pixels, int32 R -> R×size×size×C."""
+    level = fpn_level(boxes, len(features))
+    members = [tf.where(tf.equal(level, i))[:, 0] for i in range(len(features))]
+    pooled = [roi_align(feature, tf.gather(boxes, chosen), tf.gather(image_index, chosen), size, stride)
+              for feature, stride, chosen in zip(features, strides, members)]
+    result = tf.dynamic_stitch([tf.cast(chosen, tf.int32) for chosen in members], pooled)
+    result.set_shape([boxes.shape[0], size, size, features[0].shape[-1]])
+    return result
