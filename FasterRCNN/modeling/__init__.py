@@ -1,0 +1,1 @@
+"""The parts of the detectors, and the detector that joins them."""

@@ -1,0 +1,116 @@
+"""ResNet (He et al. 2016) as Caffe2's and tensorpack's detectors use it.
+
+Strides: conv0 and the pool bring 1/4, groups 1 to 3 halve it again. Map c2 is the output of group0 (stride 4), … c5 of
+group3 (stride 32).
+"""
+from contextlib import nullcontext
+
+import tensorflow.compat.v1 as tf
+
+from ..ops.layers import conv2d, conv2d_without_norm, frozen_variables
+
+def normalize_image(image, image_size, mean, std):
+    """Turn uint8 BGR pixels into network input, zero beyond each image: B×H×W×3 -> float32 B×H×W×3.
+
+    image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order.
+    """
+    x = (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) * tf.constant([1 / s for s in std], tf.float32)
+    rows = tf.sequence_mask(image_size[:, 0], tf.shape(image)[1])
+    columns = tf.sequence_mask(image_size[:, 1], tf.shape(image)[2])
+    inside = tf.logical_and(rows[:, :, None], columns[:, None, :])[..., None]
+    return tf.where(tf.broadcast_to(inside, tf.shape(x)), x, tf.zeros_like(x))
+
+
+def stride_two_padding(total, tf_pad_mode):
+    """Return (before, after) of a stride-2 layer: Caffe2 pads one more before, TensorFlow's SAME one more after."""
+    small, large = total // 2, total - total // 2
+    return (small, large) if tf_pad_mode else (large, small)
+
+
+class ResNet:
+    """A bottleneck ResNet that returns the maps it is asked for.
+
+    num_blocks: blocks of each of the four groups. norm: 'FreezeBN', 'GN' or 'None'. freeze_at: 0 trains all, 1 freezes
+    the stem, 2 also group0. freeze_affine: gamma and beta are not trained. channels: width of the stem.
+    """
+
+    def __init__(self, *, num_blocks, norm, freeze_at, freeze_affine, tf_pad_mode, stride_1x1, channels=64,
+                 crop_shortcut=False):
+        self._num_blocks, self._norm, self._freeze_at = num_blocks, norm, freeze_at
+        self._freeze_affine, self._tf_pad_mode = freeze_affine, tf_pad_mode
+        self._stride_1x1, self._channels, self._crop_shortcut = stride_1x1, channels, crop_shortcut
+
+    def __call__(self, image, extent, num_groups=4):
+        """Return the maps c2.. of the first `num_groups` groups: B×H×W×3 -> list of B×h×w×C."""
+        with self._frozen_where_asked(stage=1):
+            x = self._stem(image, extent)
+        if self._freeze_at >= 1:
+            x = tf.stop_gradient(x)
+        maps = []
+        for group in range(num_groups):
+            with self._frozen_where_asked(stage=2 + group):
+                x = self.group(x, group, lambda stride: extent.at(stride), stride=4 << max(group - 1, 0))
+            if self._freeze_at >= 2 + group:
+                x = tf.stop_gradient(x)
+            maps.append(x)
+        return maps
+
+    def roi_group(self, x):
+        """Run group3 on pooled RoIs, as the C4 head does: R×14×14×C -> R×7×7×2C."""
+        with self._frozen_where_asked(stage=5):
+            return self.group(x, 3, lambda stride: None, stride=16)
+
+    def group(self, x, group, extent_at, *, stride):
+        """Run one group on a map of `stride` (pixels a cell); all but group0 halve the resolution."""
+        width = self._channels << group
+        with tf.variable_scope(f"group{group}"):
+            for block in range(self._num_blocks[group]):
+                halve = 2 if block == 0 and group > 0 else 1
+                with tf.variable_scope(f"block{block}"):
+                    x = self._bottleneck(x, width, halve, extent_at, stride)
+                stride *= halve
+        return x
+
+    def _frozen_where_asked(self, stage):
+        if stage <= self._freeze_at:
+            return frozen_variables()
+        if self._freeze_affine:
+            return frozen_variables(lambda name: name.endswith(("/gamma", "/beta")))
+        return nullcontext()
+
+    def _conv(self, x, channels, kernel_size, scope, *, extent, **options):
+        if self._norm == "None":
+            options.pop("gamma_initializer", None)
+            return conv2d_without_norm(x, channels, kernel_size, scope, **options)
+        return conv2d(x, channels, kernel_size, scope, norm=self._norm, extent=extent, **options)
+
+    def _stem(self, image, extent):
+        pad = stride_two_padding(5, self._tf_pad_mode)
+        x = self._conv(image, self._channels, 7, "conv0", stride=2, padding=(pad, pad), activation=tf.nn.relu,
+                       extent=extent.at(2))
+        before, after = stride_two_padding(1, self._tf_pad_mode)
+        x = extent.at(2).clear(x)
+        return tf.nn.max_pool2d(x, 3, 2, [[0, 0], [before, after], [before, after], [0, 0]])
+
+    def _bottleneck(self, x, width, halve, extent_at, stride):
+        """Return the residual block's output; `stride` is that of x, `halve` 1 or 2."""
+        before, after = extent_at(stride), extent_at(stride * halve)
+        shortcut = x
+        if x.shape[-1] != 4 * width:
+            source = x[:, :-1, :-1] if self._crop_shortcut and halve == 2 else x
+            shortcut = self._conv(source, 4 * width, 1, "convshortcut", stride=halve, padding="VALID", extent=after)
+        if halve == 2 and self._stride_1x1:
+            x = self._conv(x[:, :-1, :-1], width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu,
+                           extent=after)
+            before, halve = after, 1
+        else:
+            x = self._conv(x, width, 1, "conv1", activation=tf.nn.relu, extent=before)
+        if before is not None:
+            x = before.clear(x)
+        if halve == 2:
+            pad = stride_two_padding(1, self._tf_pad_mode)
+            x = self._conv(x, width, 3, "conv2", stride=2, padding=(pad, pad), activation=tf.nn.relu, extent=after)
+        else:
+            x = self._conv(x, width, 3, "conv2", activation=tf.nn.relu, extent=after)
+        x = self._conv(x, 4 * width, 1, "conv3", gamma_initializer=tf.zeros_initializer(), extent=after)
+        return tf.nn.relu(x + shortcut)

@@ -1,0 +1,141 @@
+"""Box head (Fast R-CNN): sampling of RoIs, the heads' networks, and the selection of final detections.
+
+RoIs of all images run through the heads as one list of R boxes with the index of each one's image; empty slots of the
+B×S arrays are left out of it (`compact`) and filled in again afterwards (`expand`).
+"""
+from dataclasses import dataclass
+
+import tensorflow.compat.v1 as tf
+
+from ..ops.boxes import clip_boxes, decode_boxes, pairwise_iou
+from ..ops.layers import conv2d, fully_connected, group_norm, normal
+from ..ops.nms import separate_by_label
+from ..ops.sampling import sample_foreground_background, uniform_rows
+
+
+def compact(x, valid):
+    """Drop the empty slots: B×S×…, bool B×S -> R×…."""
+    return tf.boolean_mask(x, valid)
+
+
+def expand(x, valid):
+    """Undo `compact`, with zeros in the empty slots: R×…, bool B×S -> B×S×…."""
+    shape = tf.concat([tf.shape(valid), tf.shape(x)[1:]], axis=0)
+    result = tf.scatter_nd(tf.cast(tf.where(valid), tf.int32), x, shape)
+    result.set_shape(valid.shape.concatenate(x.shape[1:]))
+    return result
+
+
+def image_indices(valid):
+    """Return the image of each filled slot: bool B×S -> int32 R."""
+    return tf.cast(tf.where(valid)[:, 0], tf.int32)
+
+
+@dataclass(frozen=True)
+class RoISample:
+    """The RoIs of a batch that are trained, S of each image, foreground first.
+
+    boxes: float32 B×S×4; labels: int32 B×S, 0 background; matched: int32 B×S into G; is_foreground, is_chosen: bool B×S.
+    """
+
+    boxes: tf.Tensor
+    labels: tf.Tensor
+    matched: tf.Tensor
+    is_foreground: tf.Tensor
+    is_chosen: tf.Tensor
+
+
+def sample_rois(proposals, gt_boxes, gt_labels, image_seeds, *, total, foreground_ratio, foreground_thresh):
+    """Choose the RoIs to train from the proposals and the objects' own boxes.
+
+    gt_boxes B×G×4, gt_labels int32 B×G (0 empty, −1 crowd). Foreground: IoU with some object ≥ `foreground_thresh`.
+    """
+    is_object = gt_labels > 0
+    boxes = tf.concat([proposals.boxes, gt_boxes], axis=1)
+    valid = tf.concat([proposals.valid, is_object], axis=1)
+    iou = pairwise_iou(boxes, gt_boxes) * tf.cast(is_object, tf.float32)[:, None, :]
+    best_iou, best_index = tf.reduce_max(iou, axis=2), tf.argmax(iou, axis=2, output_type=tf.int32)
+    is_foreground = best_iou >= foreground_thresh
+    keys = uniform_rows(image_seeds, tf.shape(boxes)[1])
+    indices, foreground, chosen = sample_foreground_background(
+        is_foreground & valid, ~is_foreground & valid, total, int(total * foreground_ratio), keys)
+    matched = tf.gather(best_index, indices, batch_dims=1)
+    labels = tf.where(foreground, tf.gather(gt_labels, matched, batch_dims=1), tf.zeros_like(matched))
+    sampled = tf.gather(boxes, indices, batch_dims=1)
+    return RoISample(tf.stop_gradient(sampled), labels, matched, foreground, chosen)
+
+
+def two_fc_head(x, *, fc_dim, **_):
+    """Return features of RoIs by two fully-connected layers: R×7×7×C -> R×fc_dim (FPN, section 4.2)."""
+    x = fully_connected(x, fc_dim, "fc6", activation=tf.nn.relu)
+    return fully_connected(x, fc_dim, "fc7", activation=tf.nn.relu)
+
+
+def four_conv_one_fc_head(x, *, conv_dim, fc_dim, norm=None):
+    """Return features of RoIs by four convolutions and one layer: R×7×7×C -> R×fc_dim (Wu & He 2018, section 5.2)."""
+    for i in range(4):
+        # The reference activates inside the convolution, before the normalisation.
+        x = conv2d(x, conv_dim, 3, f"conv{i}", activation=tf.nn.relu)
+        if norm == "GN":
+            x = group_norm(x, f"gn{i}")
+    return fully_connected(x, fc_dim, "fc", activation=tf.nn.relu)
+
+
+def box_outputs(x, num_classes, *, class_agnostic=False):
+    """Return (class logits R×(K+1), deltas R×(K+1)×4 or R×1×4): R×C features."""
+    logits = fully_connected(x, num_classes + 1, "class", initializer=normal(0.01))
+    groups = 1 if class_agnostic else num_classes + 1
+    deltas = fully_connected(x, 4 * groups, "box", initializer=normal(0.001))
+    return logits, tf.reshape(deltas, [-1, groups, 4])
+
+
+def decode_class_boxes(boxes, deltas, image_size, *, weights, max_log_scale):
+    """Apply every class's deltas to the RoIs and clip: B×P×4, B×P×C×4, int32 B×2 -> B×P×C×4 pixels."""
+    decoded = decode_boxes(deltas / tf.constant(weights, tf.float32), boxes[:, :, None, :], max_log_scale)
+    shape = tf.shape(decoded)
+    clipped = clip_boxes(tf.reshape(decoded, [shape[0], -1, 4]), image_size)
+    return tf.reshape(clipped, shape)
+
+
+@dataclass(frozen=True)
+class FinalBoxes:
+    """boxes float32 B×D×4 (pixels), scores float32 B×D by descending value, labels int32 B×D, count int32 B."""
+
+    boxes: tf.Tensor
+    scores: tf.Tensor
+    labels: tf.Tensor
+    count: tf.Tensor
+
+
+def select_detections(boxes, deltas, scores, valid, image_size, *, weights, max_log_scale, score_thresh, nms_thresh,
+                      max_detections):
+    """Keep the best detections: class-wise suppression, then the best of all classes.
+
+    boxes B×P×4, deltas B×P×(K+1 or 1)×4, scores B×P×(K+1) (probabilities), valid bool B×P -> FinalBoxes. One greedy pass
+    in score order over boxes moved apart by class gives the same as a pass for each class.
+    """
+    num_classes = scores.shape[-1] - 1
+    class_agnostic = deltas.shape[2] == 1
+
+    def one(image):
+        roi_boxes, roi_deltas, roi_scores, roi_valid, size = image
+        candidates = tf.where((roi_scores[:, 1:] > score_thresh) & roi_valid[:, None])
+        roi, label = candidates[:, 0], candidates[:, 1] + 1
+        candidate_deltas = tf.gather_nd(roi_deltas, tf.stack([roi, tf.zeros_like(roi) if class_agnostic else label], 1))
+        candidate_scores = tf.gather_nd(roi_scores, tf.stack([roi, label], axis=1))
+        # Only candidates are decoded: of P·K pairs few pass the threshold.
+        decoded = decode_class_boxes(tf.gather(roi_boxes, roi)[None], candidate_deltas[None, :, None], size[None],
+                                     weights=weights, max_log_scale=max_log_scale)[0, :, 0]
+        label = tf.cast(label, tf.int32)
+        apart = separate_by_label(decoded, label - 1, num_classes)
+        keep = tf.image.non_max_suppression(apart, candidate_scores, max_detections, iou_threshold=nms_thresh)
+        missing = max_detections - tf.shape(keep)[0]
+        return (tf.pad(tf.gather(decoded, keep), [[0, missing], [0, 0]]),
+                tf.pad(tf.gather(candidate_scores, keep), [[0, missing]]),
+                tf.pad(tf.gather(label, keep), [[0, missing]]), tf.shape(keep)[0])
+
+    final = tf.map_fn(one, (boxes, deltas, scores, valid, image_size),
+                      fn_output_signature=(tf.float32, tf.float32, tf.int32, tf.int32))
+    kept_boxes, kept_scores, kept_labels, count = final
+    return FinalBoxes(tf.reshape(kept_boxes, [-1, max_detections, 4]), tf.reshape(kept_scores, [-1, max_detections]),
+                      tf.reshape(kept_labels, [-1, max_detections]), count)

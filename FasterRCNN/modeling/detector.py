@@ -1,0 +1,131 @@
+"""The detector: one class for C4 and FPN, with or without masks.
+
+Letters: B images, H×W pixels, A anchors of an image, G ground-truth slots, P proposals, S sampled RoI slots, R filled
+RoI slots of the batch, K classes without background, D detections, M mask side.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tensorflow.compat.v1 as tf
+
+from ..ops.extent import BatchExtent
+from .box_head import FinalBoxes, compact, expand, image_indices
+from .losses import box_head_losses, mask_loss, rpn_losses
+from .mask_head import mask_targets, masks_of_labels
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A detector made of its parts; `build_detector` makes it from the configuration.
+
+    pad_multiple: what image sizes are padded to, in pixels.
+    normalize(image, image_size) -> float32 B×H×W×3
+    backbone(image, extent) -> maps; neck(maps, extent) -> levels that the heads read
+    rpn_head(levels, extent) -> RPNOutput; sample_anchors(rpn, …) -> AnchorSample
+    propose(rpn, image_size, training) -> Proposals; sample_rois(proposals, …) -> RoISample
+    box_features(levels, boxes, image_index) -> R×h×w×C; box_head(R×h×w×C) -> (logits, deltas)
+    select_detections(boxes, deltas, scores, valid, image_size) -> FinalBoxes
+    mask_features like box_features, or None: masks are read from the box features; mask_head -> R×M×M×K, None: boxes only
+    """
+
+    pad_multiple: int
+    num_classes: int
+    normalize: Callable
+    backbone: Callable
+    neck: Callable
+    rpn_head: Callable
+    sample_anchors: Callable
+    propose: Callable
+    sample_rois: Callable
+    box_features: Callable
+    box_head: Callable
+    box_weights: tuple
+    select_detections: Callable
+    rpn_batch_per_image: int
+    mask_features: Callable | None = None
+    mask_head: Callable | None = None
+
+    def losses(self, *, image, image_size, gt_boxes, gt_labels, image_seeds, gt_masks=None):
+        """Return (losses, metrics), two dicts of scalars, for a batch of training images.
+
+        image uint8 B×H×W×3 BGR, image_size int32 B×2 (h, w), gt_boxes float32 B×G×4 (pixels), gt_labels int32 B×G
+        (1..K, 0 empty, −1 crowd), gt_masks uint8 B×G×s×(s/8) (bitmaps in the boxes' frames, packed along x),
+        image_seeds int32 B×2: every random choice of an image follows from its seed.
+        """
+        _, levels, extent = self.features(image, image_size)
+        rpn = self.rpn_head(levels, extent)
+        anchors = self.sample_anchors(rpn, image_size, gt_boxes, gt_labels, image_seeds)
+        losses = {}
+        losses["rpn/loss_cls"], losses["rpn/loss_box"] = rpn_losses(
+            tf.concat(rpn.objectness, 1), tf.concat(rpn.deltas, 1), anchors, total=self.rpn_batch_per_image)
+
+        proposals = self.propose(rpn, image_size, training=True)
+        rois = self.sample_rois(proposals, gt_boxes, gt_labels, image_seeds)
+        features = self.box_features(levels, compact(rois.boxes, rois.is_chosen), image_indices(rois.is_chosen))
+        logits, deltas = (expand(output, rois.is_chosen) for output in self.box_head(features))
+        losses["box/loss_cls"], losses["box/loss_box"] = box_head_losses(
+            logits, deltas, rois, gt_boxes, weights=self.box_weights)
+        metrics = training_metrics(anchors, rois, logits)
+        if self.mask_head:
+            losses["mask/loss"] = self._mask_loss(levels, features, rois, gt_boxes, gt_masks)
+        return losses, metrics
+
+    def detect(self, image, image_size):
+        """Return the detections of a batch: image uint8 B×H×W×3 BGR, image_size int32 B×2 (h, w).
+
+        A dict of boxes float32 B×D×4 (pixels), scores float32 B×D, labels int32 B×D (1..K, 0 = empty slot),
+        num_detections int32 B and, with a mask head, masks float32 B×D×M×M (probabilities in the frame of the box).
+        """
+        _, levels, extent = self.features(image, image_size)
+        proposals = self.propose(self.rpn_head(levels, extent), image_size, training=False)
+        deltas, scores = self.score_boxes(levels, proposals.boxes, proposals.valid)
+        final = self.select_detections(proposals.boxes, deltas, scores, proposals.valid, image_size)
+        result = {"boxes": final.boxes, "scores": final.scores, "labels": final.labels, "num_detections": final.count}
+        if self.mask_head:
+            result["masks"] = self._detect_masks(levels, final)
+        return result
+
+    def features(self, image, image_size):
+        """Return (backbone maps, levels that the heads read, BatchExtent)."""
+        extent = BatchExtent(image_size, self.pad_multiple, tf.shape(image)[1:3])
+        maps = self.backbone(self.normalize(image, image_size), extent)
+        return maps, self.neck(maps, extent), extent
+
+    def score_boxes(self, levels, boxes, valid):
+        """Return (deltas B×P×(K+1 or 1)×4, class probabilities B×P×(K+1)) of boxes B×P×4 (pixels), valid bool B×P."""
+        features = self.box_features(levels, compact(boxes, valid), image_indices(valid))
+        logits, deltas = self.box_head(features)
+        return expand(deltas, valid), expand(tf.nn.softmax(logits), valid)
+
+    def _mask_loss(self, levels, box_features, rois, gt_boxes, gt_masks):
+        foreground = rois.is_foreground
+        boxes, image_index = compact(rois.boxes, foreground), image_indices(foreground)
+        if self.mask_features:
+            features = self.mask_features(levels, boxes, image_index)
+        else:
+            features = tf.boolean_mask(box_features, compact(foreground, rois.is_chosen))
+        logits = masks_of_labels(self.mask_head(features), compact(rois.labels, foreground))
+        objects = tf.stack([image_index, compact(rois.matched, foreground)], axis=1)
+        targets = mask_targets(boxes, tf.gather_nd(gt_boxes, objects), tf.gather_nd(gt_masks, objects),
+                               logits.shape[1])
+        return mask_loss(logits, targets, image_index, foreground.shape[0])
+
+    def _detect_masks(self, levels, final: FinalBoxes):
+        valid = tf.sequence_mask(final.count, final.boxes.shape[1])
+        pool = self.mask_features or self.box_features
+        features = pool(levels, compact(final.boxes, valid), image_indices(valid))
+        logits = masks_of_labels(self.mask_head(features), compact(final.labels, valid))
+        return expand(tf.sigmoid(logits), valid)
+
+
+def training_metrics(anchors, rois, logits):
+    """Return what tells how training goes, a dict of scalars (means over the batch)."""
+    chosen = tf.cast(rois.is_chosen, tf.float32)
+    foreground = tf.cast(rois.is_foreground, tf.float32)
+    right = tf.cast(tf.equal(tf.argmax(logits, axis=2, output_type=tf.int32), rois.labels), tf.float32)
+    return {
+        "rpn/foreground": tf.reduce_mean(tf.reduce_sum(tf.cast(anchors.is_foreground, tf.float32), axis=1)),
+        "box/foreground": tf.reduce_mean(tf.reduce_sum(foreground, axis=1)),
+        "box/accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * chosen), tf.reduce_sum(chosen)),
+        "box/foreground_accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * foreground), tf.reduce_sum(foreground)),
+    }

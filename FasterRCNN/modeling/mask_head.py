@@ -1,0 +1,44 @@
+"""Mask head (Mask R-CNN, section 3): its network and its training targets."""
+import tensorflow.compat.v1 as tf
+
+from ..ops.layers import conv2d, deconv2d, group_norm, normal
+from ..ops.roi_align import crop_bilinear
+
+
+def mask_head(x, num_classes, *, num_convs, channels, norm=None):
+    """Return mask logits, one map for each class: R×h×w×C -> R×2h×2w×K."""
+    side = 2 * x.shape[1]
+    for i in range(num_convs):
+        x = conv2d(x, channels, 3, f"fcn{i}", activation=tf.nn.relu)
+        if norm == "GN":
+            x = group_norm(x, f"gn{i}")
+    x = deconv2d(x, channels, "deconv", activation=tf.nn.relu)
+    x = conv2d(x, num_classes, 1, "conv", initializer=normal(0.001))
+    return tf.ensure_shape(x, [None, side, side, num_classes])
+
+
+def masks_of_labels(logits, labels):
+    """Pick each RoI's map: R×M×M×K, int32 R (1..K) -> R×M×M."""
+    return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), labels - 1, batch_dims=1)
+
+
+def unpack_bits(packed):
+    """Undo `numpy.packbits` along the last axis: uint8 …×n -> float32 …×8n of zeros and ones."""
+    bits = tf.bitwise.bitwise_and(packed[..., None], tf.constant([128, 64, 32, 16, 8, 4, 2, 1], tf.uint8))
+    shape = tf.concat([tf.shape(packed)[:-1], [8 * packed.shape[-1]]], axis=0)
+    return tf.reshape(tf.cast(bits > 0, tf.float32), shape)
+
+
+def mask_targets(rois, gt_boxes, gt_masks, size):
+    """Sample the objects' bitmaps at the bin centres of the RoIs, zero outside the objects' boxes.
+
+    rois, gt_boxes: R×4 pixels; gt_masks: packed bits uint8 R×s×(s/8), the bitmap in the frame of its box.
+    Returns float32 R×size×size in [0, 1].
+    """
+    side = gt_masks.shape[1]
+    cell = tf.maximum((gt_boxes[:, 2:] - gt_boxes[:, :2]) / side, 1e-6)
+    origin = gt_boxes[:, :2]
+    # One empty cell around the bitmap lets its edge fade out as it does on the image.
+    in_cells = (rois - tf.tile(origin, [1, 2])) / tf.tile(cell, [1, 2]) + 1.0
+    bitmaps = tf.pad(unpack_bits(gt_masks), [[0, 0], [1, 1], [1, 1]])
+    return crop_bilinear(bitmaps[..., None], in_cells, tf.range(tf.shape(rois)[0]), size)[..., 0]
