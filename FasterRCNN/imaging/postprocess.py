@@ -1,0 +1,94 @@
+"""From the network's frame to the photo's: boxes back to the photo's pixels, masks pasted there as bitmaps or RLE.
+
+A mask of M × M cells covers its box; its cells' centres lie at the fractions (i + ½) / M of the box's width and height.
+The value at an image pixel is the bilinear interpolation between those centres, taken at the pixel's own centre
+(x + ½, y + ½), with a ring of zeros around the mask. No coordinate is rounded on the way, so masks are not shifted;
+work and memory follow the box, not the image.
+
+D: detections, M: mask side.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pycocotools.mask as coco_mask
+
+__all__ = ["boxes_to_photo", "clip_boxes", "paste_mask", "paste_masks_to_rle"]
+
+
+def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The boxes, float32 D × 4, with all four edges moved into [0, width] and [0, height]."""
+    limits = np.array([width, height, width, height], np.float32)
+    return np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), 0, limits)
+
+
+def boxes_to_photo(boxes: np.ndarray, resized: tuple[int, int], photo: tuple[int, int]) -> np.ndarray:
+    """Boxes in an image of size `resized` taken to the photo of size `photo`, both (height, width), and clipped to it.
+
+    Float32 D × 4. Each axis has its own factor: rounding the resized image to whole pixels makes them differ.
+    """
+    factors = np.divide(photo, resized, dtype=np.float32)[[1, 0, 1, 0]]
+    return clip_boxes(np.asarray(boxes, np.float32).reshape(-1, 4) * factors, *photo)
+
+
+def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5) -> np.ndarray:
+    """Bitmap, uint8 height × width, of where `mask`, float M × M, pasted into `box` reaches `threshold` (above 0)."""
+    columns, left, top = _paste(mask, box, height, width, threshold)
+    image = np.zeros((height, width), np.uint8)
+    image[top : top + columns.shape[1], left : left + columns.shape[0]] = columns.T
+    return image
+
+
+def paste_masks_to_rle(
+    masks: Iterable[np.ndarray], boxes: np.ndarray, height: int, width: int, threshold: float = 0.5
+) -> list[dict]:
+    """D compressed RLEs, counts as bytes, of what `paste_mask` gives, without making bitmaps of the full size.
+
+    masks: float D × M × M; boxes: float D × 4, in the photo's pixels.
+    """
+    return [
+        _encode_columns(*_paste(mask, box, height, width, threshold), height, width)
+        for mask, box in zip(masks, boxes, strict=True)
+    ]
+
+
+def _paste(mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float) -> tuple[np.ndarray, int, int]:
+    """The part of the image that a mask reaches, bool columns × rows, and its left and top; empty for an empty box."""
+    x1, y1, x2, y2 = np.asarray(box, np.float64)
+    rows, columns = mask.shape
+    x_weights, left = _hat_weights(x1, x2, columns, width)
+    y_weights, top = _hat_weights(y1, y2, rows, height)
+    return x_weights @ mask.T.astype(np.float32) @ y_weights.T >= threshold, left, top
+
+
+def _hat_weights(start: float, stop: float, cells: int, limit: int) -> tuple[np.ndarray, int]:
+    """Linear interpolation between the cells of [start, stop] at the pixel centres of [0, limit] that they reach.
+
+    Returns float32 pixels × cells and the first pixel. Within half a cell of the ends a row sums to less than 1:
+    the rest is the weight of the ring of zeros.
+    """
+    if not (np.isfinite(start) and np.isfinite(stop) and start < stop):
+        return np.zeros((0, cells), np.float32), 0
+    cell = (stop - start) / cells
+    first = int(np.clip(np.ceil(start - 0.5 * cell - 0.5), 0, limit))
+    end = int(np.clip(np.floor(stop + 0.5 * cell - 0.5) + 1, first, limit))
+    positions = (np.arange(first, end) + 0.5 - start) / cell - 0.5
+    weights = 1 - np.abs(positions[:, None] - np.arange(cells))
+    return np.maximum(weights, 0).astype(np.float32), first
+
+
+def _encode_columns(columns: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
+    """RLE of a height × width image that is zero but for `columns` (bool, columns × rows) at (left, top)."""
+    # With a zero before each column and after the last, every run starts and ends within its own column.
+    stride = columns.shape[1] + 1
+    bordered = np.zeros(len(columns) * stride + 1, bool)
+    bordered[1:].reshape(-1, stride)[:, :-1] = columns
+    column, row = np.divmod(np.flatnonzero(bordered[1:] != bordered[:-1]), stride)
+    edges = (left + column) * height + top + row
+    # Where a run reaches the image's bottom and the next begins at its top, COCO sees one run.
+    edges, times = np.unique(edges, return_counts=True)
+    edges = edges[times == 1]
+    counts = np.diff(edges, prepend=0, append=height * width)
+    if counts[-1] == 0:
+        counts = counts[:-1]
+    return coco_mask.frPyObjects({"counts": counts.tolist(), "size": [height, width]}, height, width)

@@ -1,0 +1,212 @@
+"""Pictures of ground truth and detections: translucent masks, boxes, and name tags that keep out of each other's way.
+
+A class has the same colour in every picture. Small photos are enlarged first, so that the tags can be read; line width
+and text follow the picture's size. Photos are BGR uint8 H × W × 3 and stay as they are: each function returns a new
+picture.
+"""
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pycocotools.mask as coco_mask
+
+from FasterRCNN.structures import Categories, Detections, ImageRecord
+
+__all__ = ["class_colour", "draw_comparison", "draw_detections", "draw_truth"]
+
+MIN_SHORT_SIDE = 480  # of the picture; smaller photos are enlarged up to it
+MAX_ENLARGED_SIDE = 1600  # so that a photo of a line's shape does not become huge
+MASK_OPACITY = 0.4
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+SUBPIXEL_BITS = 4
+PAPER, INK = (40, 40, 40), (240, 240, 240)  # of the headings, BGR
+
+
+@dataclass
+class _Instance:
+    """One object to draw: its box and segmentation in the photo's pixels, its colour (BGR) and the text of its tag."""
+
+    box: np.ndarray
+    segmentation: list[np.ndarray] | dict | None
+    colour: tuple[int, int, int]
+    text: str
+
+
+@dataclass
+class _Style:
+    """Sizes in pixels of the picture, and the factor from the photo to the picture."""
+
+    zoom: float
+    line: int
+    font_scale: float
+    font_weight: int
+
+    @classmethod
+    def of(cls, height: int, width: int) -> "_Style":
+        short, long = sorted((height, width))
+        zoom = max(1.0, min(MIN_SHORT_SIDE / short, MAX_ENLARGED_SIDE / long))
+        relative = zoom * short / MIN_SHORT_SIDE
+        font_scale = max(0.4, 0.45 * relative**0.7)
+        return cls(zoom, max(1, round(1.6 * relative**0.7)), font_scale, max(1, round(1.2 * font_scale)))
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """The BGR colour of a label: neighbouring labels differ most, by the golden ratio of the colour circle."""
+    hue = (0.02 + label * 0.618034) % 1.0
+    saturation, value = [(0.85, 1.0), (0.65, 0.85), (1.0, 0.7)][label // 8 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(255 * blue), round(255 * green), round(255 * red)
+
+
+def draw_truth(image: np.ndarray, record: ImageRecord, categories: Categories) -> np.ndarray:
+    """The photo with its ground truth; crowd regions are marked as such."""
+    instances = []
+    for box, label, is_crowd, segmentation in zip(
+        record.boxes, record.labels, record.is_crowd, record.segmentations, strict=True
+    ):
+        name = categories.name_of_label(label) + (" (crowd)" if is_crowd else "")
+        instances.append(_Instance(box, segmentation, class_colour(int(label)), name))
+    return _draw(image, instances)
+
+
+def draw_detections(
+    image: np.ndarray, detections: Detections, categories: Categories, *, score_threshold: float = 0.5
+) -> np.ndarray:
+    """The photo with the detections of at least the given score, each tagged with its name and score."""
+    instances = []
+    for i in np.argsort(-detections.scores, kind="stable"):
+        label, score = int(detections.labels[i]), detections.scores[i]
+        if score >= score_threshold:
+            mask = None if detections.masks is None else detections.masks[i]
+            text = f"{categories.name_of_label(label)} {score:.2f}"
+            instances.append(_Instance(detections.boxes[i], mask, class_colour(label), text))
+    return _draw(image, instances)
+
+
+def draw_comparison(
+    image: np.ndarray,
+    record: ImageRecord,
+    detections: Detections,
+    categories: Categories,
+    *,
+    score_threshold: float = 0.5,
+) -> np.ndarray:
+    """Ground truth on the left, detections of at least the given score on the right, each under its heading."""
+    found = int(np.count_nonzero(detections.scores >= score_threshold))
+    truth = draw_truth(image, record, categories)
+    prediction = draw_detections(image, detections, categories, score_threshold=score_threshold)
+    headings = f"Ground truth: {len(record.boxes)}", f"Prediction: {found} (score >= {score_threshold:g})"
+    return _side_by_side(truth, prediction, headings)
+
+
+def _draw(image: np.ndarray, instances: Sequence[_Instance]) -> np.ndarray:
+    """Draws large objects first, so that small ones stay visible; tags last, placed in the order of the instances."""
+    style = _Style.of(*image.shape[:2])
+    canvas = cv2.resize(image, None, fx=style.zoom, fy=style.zoom, interpolation=cv2.INTER_CUBIC)
+    boxes = [np.asarray(instance.box, float) * style.zoom for instance in instances]
+    by_area = sorted(range(len(instances)), key=lambda i: -np.prod(boxes[i][2:] - boxes[i][:2]))
+    for i in by_area:
+        if instances[i].segmentation is not None:
+            _draw_mask(canvas, instances[i], style)
+    for i in by_area:
+        _draw_box(canvas, boxes[i], instances[i].colour, style)
+    _draw_tags(canvas, [instance.text for instance in instances], boxes, [i.colour for i in instances], style)
+    return canvas
+
+
+def _draw_mask(canvas: np.ndarray, instance: _Instance, style: _Style) -> None:
+    bitmap = _bitmap(instance.segmentation, canvas.shape[:2], style.zoom)
+    x, y, width, height = cv2.boundingRect(bitmap)
+    if width == 0:
+        return
+    region, inside = canvas[y : y + height, x : x + width], bitmap[y : y + height, x : x + width] > 0
+    tinted = region[inside] * (1 - MASK_OPACITY) + np.array(instance.colour) * MASK_OPACITY
+    region[inside] = tinted.round().astype(np.uint8)
+    contours, _ = cv2.findContours(bitmap, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    cv2.drawContours(canvas, contours, -1, instance.colour, max(1, style.line - 1), cv2.LINE_AA)
+
+
+def _bitmap(segmentation: list[np.ndarray] | dict, canvas_size: tuple[int, int], zoom: float) -> np.ndarray:
+    """The segmentation of a photo as a uint8 bitmap (0 or 255) of the enlarged picture."""
+    if isinstance(segmentation, dict):
+        mask = coco_mask.decode(segmentation) * np.uint8(255)
+        enlarged = cv2.resize(mask, canvas_size[::-1], interpolation=cv2.INTER_LINEAR)
+        return cv2.threshold(enlarged, 127, 255, cv2.THRESH_BINARY)[1]
+    bitmap = np.zeros(canvas_size, np.uint8)
+    for polygon in segmentation:
+        cv2.fillPoly(bitmap, [_fixed_point(np.reshape(polygon, (-1, 2)) * zoom)], 255, shift=SUBPIXEL_BITS)
+    return bitmap
+
+
+def _fixed_point(points: np.ndarray) -> np.ndarray:
+    """Continuous pixel coordinates as OpenCV's fixed-point ones, whose whole numbers are pixel centres."""
+    return np.round((points - 0.5) * (1 << SUBPIXEL_BITS)).astype(np.int32)
+
+
+def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int], style: _Style) -> None:
+    (x1, y1), (x2, y2) = _fixed_point(box.reshape(2, 2)).tolist()
+    cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, style.line, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def _draw_tags(
+    canvas: np.ndarray,
+    texts: Sequence[str],
+    boxes: Sequence[np.ndarray],
+    colours: Sequence[tuple[int, int, int]],
+    style: _Style,
+) -> None:
+    taken = np.zeros((0, 4))
+    for text, box, colour in zip(texts, boxes, colours, strict=True):
+        (text_width, text_height), below = cv2.getTextSize(text, FONT, style.font_scale, style.font_weight)
+        margin = max(2, text_height // 4)
+        size = np.array([text_width + 2 * margin, text_height + below + 2 * margin])
+        tag = _place_tag(box, size, taken, canvas.shape[:2])
+        taken = np.vstack([taken, tag])
+        x1, y1, x2, y2 = tag.tolist()
+        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
+        origin = (x1 + margin, y2 - margin - below)
+        cv2.putText(canvas, text, origin, FONT, style.font_scale, _ink_on(colour), style.font_weight, cv2.LINE_AA)
+
+
+def _place_tag(box: np.ndarray, size: np.ndarray, taken: np.ndarray, canvas_size: tuple[int, int]) -> np.ndarray:
+    """Where in the picture, as int (x1, y1, x2, y2), a tag of `size` (w, h) at `box` covers least of the `taken` ones.
+
+    In order of liking: above the box, inside its top, below it, inside its bottom, each from left to right; beside it.
+    """
+    x1, y1, x2, y2 = np.round(box)
+    width, height = size
+    columns = np.linspace(x1, max(x1, x2 - width), 5)
+    rows = [y1 - height, y1, y2, y2 - height]
+    beside = [(x, y) for y in (y1, y2 - height) for x in (x2, x1 - width)]
+    corners = np.array([(x, y) for y in rows for x in columns] + beside)
+    corners = np.clip(corners, 0, np.maximum(0, np.array(canvas_size[::-1]) - size))
+    places = np.hstack([corners, corners + size])
+    shared = np.minimum(places[:, None, 2:], taken[:, 2:]) - np.maximum(places[:, None, :2], taken[:, :2])
+    covered = np.prod(np.maximum(shared, 0), axis=2).sum(axis=1)
+    return places[covered.argmin()].astype(int)
+
+
+def _ink_on(colour: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Black or white, whichever reads better on the colour (ITU-R BT.601 luma)."""
+    blue, green, red = colour
+    return (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 140 else (255, 255, 255)
+
+
+def _side_by_side(left: np.ndarray, right: np.ndarray, headings: tuple[str, str]) -> np.ndarray:
+    """Two pictures of one size under a dark band with their headings, which shrink where the pictures are narrow."""
+    height, width = left.shape[:2]
+    gap = max(4, width // 100)
+    font_scale = 1.4 * _Style.of(height, width).font_scale
+    widest = max(cv2.getTextSize(heading, FONT, font_scale, 1)[0][0] for heading in headings)
+    font_scale *= min(1.0, 0.95 * width / widest)
+    (_, text_height), below = cv2.getTextSize("Ag", FONT, font_scale, 1)
+    band = 2 * (text_height + below)
+    picture = np.full((band + height, 2 * width + gap, 3), PAPER, np.uint8)
+    for image, heading, x in zip((left, right), headings, (0, width + gap), strict=True):
+        picture[band:, x : x + width] = image
+        baseline = (x + text_height // 2, (band + text_height) // 2)
+        cv2.putText(picture, heading, baseline, FONT, font_scale, INK, 1, cv2.LINE_AA)
+    return picture

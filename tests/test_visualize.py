@@ -1,0 +1,162 @@
+"""Drawn pictures: what is tinted, outlined and written where; sizes, edge cases, and tags kept apart."""
+
+import cv2
+import numpy as np
+import pycocotools.mask as coco_mask
+import pytest
+
+from FasterRCNN.imaging import visualize
+from FasterRCNN.imaging.visualize import class_colour, draw_comparison, draw_detections, draw_truth
+from FasterRCNN.structures import Categories, Detections, ImageRecord
+
+CATEGORIES = Categories(("cat", "naïve dog", "traffic light"), (3, 7, 9))
+
+
+def rle_of(bitmap):
+    return coco_mask.encode(np.asfortranarray(bitmap.astype(np.uint8)))
+
+
+def detections(boxes, scores, labels, size=None):
+    masks = None
+    if size is not None:
+        masks = []
+        for x1, y1, x2, y2 in np.round(boxes).astype(int):
+            bitmap = np.zeros(size)
+            bitmap[max(y1, 0) : y2, max(x1, 0) : x2] = 1
+            masks.append(rle_of(bitmap))
+    return Detections(np.float32(boxes).reshape(-1, 4), np.float32(scores), np.int32(labels), masks)
+
+
+def record(height, width, **objects):
+    return ImageRecord(image_id=1, file_name="x.jpg", height=height, width=width, **objects)
+
+
+def truth_of_each_form(height, width):
+    """A crowd as RLE, a polygon and a bare box, one below the other, in tenths of the picture."""
+    boxes = np.float32([[1, 1, 8, 3], [1, 4, 8, 6], [1, 7, 8, 9]]) * np.float32([width, height, width, height]) / 10
+    x1, y1, x2, y2 = np.round(boxes[0]).astype(int)
+    bitmap = np.zeros((height, width))
+    bitmap[y1:y2, x1:x2] = 1
+    polygon = boxes[1][[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)
+    return record(
+        height,
+        width,
+        boxes=boxes,
+        labels=np.int32([1, 2, 3]),
+        is_crowd=np.array([True, False, False]),
+        segmentations=[rle_of(bitmap), [polygon], None],
+    )
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [
+        ((256, 256), (480, 480)),
+        ((120, 240), (480, 960)),
+        ((600, 500), (600, 500)),
+        ((1200, 2000), (1200, 2000)),
+        ((8, 1000), (13, 1600)),
+        ((1, 1), (480, 480)),
+    ],
+)
+def test_small_photos_are_enlarged_and_others_kept(size, expected):
+    image = np.full((*size, 3), 90, np.uint8)
+    drawn = draw_detections(image, detections([[0, 0, size[1], size[0]]], [0.9], [1], size), CATEGORIES)
+    assert drawn.shape == (*expected, 3) and drawn.dtype == np.uint8
+    assert (image == 90).all()
+
+
+def test_truth_draws_rle_polygon_and_bare_box():
+    image = np.zeros((500, 500, 3), np.uint8)
+    drawn = draw_truth(image, truth_of_each_form(500, 500), CATEGORIES)
+    for y, label in ((100, 1), (250, 2)):
+        expected = np.array(class_colour(label)) * visualize.MASK_OPACITY
+        np.testing.assert_allclose(drawn[y, 300], expected, atol=1)
+    assert not drawn[400, 300].any()
+    for y, label in ((100, 1), (250, 2), (400, 3)):
+        outline = drawn[y, 396:404].astype(int)
+        assert (np.abs(outline - class_colour(label)).max(axis=1) < 30).any()
+    assert not drawn[460:].any()
+
+
+def test_masks_of_both_forms_land_on_the_same_pixels_when_enlarged():
+    bitmap = np.zeros((100, 100))
+    bitmap[20:60, 30:80] = 1
+    polygon = np.float32([[30, 20], [80, 20], [80, 60], [30, 60]])
+    drawn = []
+    for segmentation in (rle_of(bitmap), [polygon]):
+        one = visualize._bitmap(segmentation, (480, 480), 4.8)
+        drawn.append(one)
+        x, y, width, height = cv2.boundingRect(one)
+        np.testing.assert_allclose([x, y, x + width, y + height], np.array([30, 20, 80, 60]) * 4.8, atol=1.5)
+    assert (drawn[0] != drawn[1]).mean() < 0.005
+
+
+def test_score_threshold_leaves_out_the_rest():
+    image = np.zeros((500, 500, 3), np.uint8)
+    found = detections([[10, 50, 100, 100], [200, 300, 400, 400]], [0.9, 0.3], [1, 2], (500, 500))
+    drawn = draw_detections(image, found, CATEGORIES, score_threshold=0.5)
+    assert drawn[:250].any() and not drawn[250:].any()
+    assert draw_detections(image, found, CATEGORIES, score_threshold=0.3)[250:].any()
+
+
+def test_nothing_to_draw_leaves_the_photo_as_it_is():
+    image = np.random.default_rng(0).integers(0, 255, (500, 600, 3), np.uint8)
+    none = detections([], [], [])
+    np.testing.assert_array_equal(draw_detections(image, none, CATEGORIES), image)
+    np.testing.assert_array_equal(draw_truth(image, record(500, 600), CATEGORIES), image)
+    assert draw_comparison(image, record(500, 600), none, CATEGORIES).shape[1] > 1200
+
+
+def test_empty_masks_and_boxes_beyond_the_photo_are_drawn():
+    found = detections([[-50, -50, 700, 700], [590, 490, 610, 510], [5, 5, 5, 5]], [0.9] * 3, [1, 2, 3])
+    found.masks = [rle_of(np.zeros((500, 600)))] * 3
+    draw_detections(np.zeros((500, 600, 3), np.uint8), found, CATEGORIES)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (500, 700), (40, 900), (900, 40)])
+def test_comparison_sets_truth_left_and_prediction_right_under_headings(size):
+    image = np.full((*size, 3), 128, np.uint8)
+    found = detections([[5, 5, 30, 30]], [0.9], [2], size)
+    both = draw_comparison(image, truth_of_each_form(*size), found, CATEGORIES)
+    truth = draw_truth(image, truth_of_each_form(*size), CATEGORIES)
+    prediction = draw_detections(image, found, CATEGORIES)
+    height, width = truth.shape[:2]
+    np.testing.assert_array_equal(both[-height:, :width], truth)
+    np.testing.assert_array_equal(both[-height:, -width:], prediction)
+    heading = both[:-height]
+    assert (heading[:, :width] > 150).any() and (heading[:, -width:] > 150).any()
+
+
+def test_an_unknown_label_is_named():
+    with pytest.raises(ValueError, match="label 4 is outside 1..3"):
+        draw_detections(np.zeros((9, 9, 3), np.uint8), detections([[0, 0, 5, 5]], [0.9], [4]), CATEGORIES)
+
+
+def test_tags_stay_in_the_picture_and_apart_where_there_is_room():
+    size = np.array([80, 18])
+    boxes = np.array([[0, 0, 90, 90], [0, 0, 95, 92], [420, 2, 500, 60], [418, 4, 499, 58], [300, 470, 480, 499]])
+    taken = np.zeros((0, 4))
+    for box in boxes:
+        tag = visualize._place_tag(box, size, taken, (500, 500))
+        assert (tag >= 0).all() and (tag <= 500).all()
+        np.testing.assert_array_equal(tag[2:] - tag[:2], size)
+        overlap = np.minimum(tag[2:], taken[:, 2:]) - np.maximum(tag[:2], taken[:, :2])
+        assert not (overlap > 0).all(axis=1).any()
+        taken = np.vstack([taken, tag])
+
+
+def test_first_choice_is_just_above_the_box_at_its_left():
+    tag = visualize._place_tag(np.array([100, 200, 300, 400]), np.array([60, 20]), np.zeros((0, 4)), (500, 500))
+    assert tag.tolist() == [100, 180, 160, 200]
+
+
+def test_colours_are_fixed_distinct_and_carry_readable_text():
+    colours = np.array([class_colour(label) for label in range(1, 81)], float)
+    assert len(np.unique(colours, axis=0)) == 80
+    first = colours[:8]
+    apart = np.linalg.norm(first[:, None] - first[None], axis=2)[~np.eye(8, dtype=bool)]
+    assert apart.min() > 80
+    for colour in colours:
+        luma = colour @ [0.114, 0.587, 0.299]
+        assert abs(luma - visualize._ink_on(tuple(colour))[0]) > 100
