@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import tensorflow.compat.v1 as tf
 
-from ..ops.layers import conv2d, conv2d_without_norm, frozen_variables
+from ..ops.layers import conv2d, conv2d_without_norm, frozen_variables, pad_input
 
 def normalize_image(image, image_size, mean, std):
     """Turn uint8 BGR pixels into network input, zero beyond each image: B×H×W×3 -> float32 B×H×W×3.
@@ -57,7 +57,8 @@ class ResNet:
 
     def roi_group(self, x):
         """Run group3 on pooled RoIs, as the C4 head does: R×14×14×C -> R×7×7×2C."""
-        with self._frozen_where_asked(stage=5):
+        # Boxes and, at inference, masks run through the same group.
+        with self._frozen_where_asked(stage=5), tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
             return self.group(x, 3, lambda stride: None, stride=16)
 
     def group(self, x, group, extent_at, *, stride):
@@ -88,9 +89,9 @@ class ResNet:
         pad = stride_two_padding(5, self._tf_pad_mode)
         x = self._conv(image, self._channels, 7, "conv0", stride=2, padding=(pad, pad), activation=tf.nn.relu,
                        extent=extent.at(2))
-        before, after = stride_two_padding(1, self._tf_pad_mode)
-        x = extent.at(2).clear(x)
-        return tf.nn.max_pool2d(x, 3, 2, [[0, 0], [before, after], [before, after], [0, 0]])
+        pad = stride_two_padding(1, self._tf_pad_mode)
+        x, padding = pad_input(extent.at(2).clear(x), (pad, pad))
+        return tf.nn.max_pool2d(x, 3, 2, padding)
 
     def _bottleneck(self, x, width, halve, extent_at, stride):
         """Return the residual block's output; `stride` is that of x, `halve` 1 or 2."""

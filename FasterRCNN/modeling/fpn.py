@@ -28,7 +28,4 @@ def fpn(features, extent, *, channels, norm):
 
 def upsample_nearest(x):
     """Repeat every cell 2×2: B×h×w×C -> B×2h×2w×C."""
-    batch, height, width = tf.unstack(tf.shape(x)[:3])
-    channels = x.shape[-1]
-    x = tf.broadcast_to(x[:, :, None, :, None, :], [batch, height, 2, width, 2, channels])
-    return tf.reshape(x, [batch, 2 * height, 2 * width, channels])
+    return tf.raw_ops.ResizeNearestNeighbor(images=x, size=2 * tf.shape(x)[1:3])

@@ -37,8 +37,7 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm=No
     norm: 'FreezeBN', 'GN', or None for a bias. `padding` is 'SAME', 'VALID' or ((top, bottom), (left, right)).
     `extent` (a BatchExtent with its stride bound) tells group normalisation which cells belong to each image.
     """
-    if not isinstance(padding, str):
-        padding = [[0, 0], list(padding[0]), list(padding[1]), [0, 0]]
+    x, padding = pad_input(x, padding)
     with tf.variable_scope(scope):
         shape = [kernel_size, kernel_size, x.shape[-1], channels]
         kernel = tf.get_variable("W", shape, initializer=initializer)
@@ -59,10 +58,19 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm=No
         return activation(x) if activation else x
 
 
+def pad_input(x, padding):
+    """Return (x, padding), x zero-padded by ((top, bottom), (left, right)) and padding 'VALID' if amounts are given.
+
+    As an operation of its own: oneDNN has no gradient for convolutions and pools with amounts of padding.
+    """
+    if isinstance(padding, str):
+        return x, padding
+    return tf.pad(x, [[0, 0], padding[0], padding[1], [0, 0]]), "VALID"
+
+
 def conv2d_without_norm(x, channels, kernel_size, scope, *, stride=1, padding="SAME", activation=None, **_):
     """Convolve without bias and normalisation, as a backbone of BACKBONE.NORM='None' does."""
-    if not isinstance(padding, str):
-        padding = [[0, 0], list(padding[0]), list(padding[1]), [0, 0]]
+    x, padding = pad_input(x, padding)
     with tf.variable_scope(scope):
         kernel = tf.get_variable("W", [kernel_size, kernel_size, x.shape[-1], channels], initializer=HE_NORMAL_FAN_OUT)
         x = tf.nn.conv2d(x, kernel, stride, padding)

@@ -8,9 +8,10 @@ def batched_nms(boxes, scores, iou_threshold, max_output):
     Returns (indices int32 N×max_output into the k, valid bool N×max_output), by descending score.
     """
     def one(row):
-        return tf.image.non_max_suppression_padded(
-            row[0], row[1], max_output, iou_threshold=iou_threshold, score_threshold=tf.float32.min,
-            pad_to_max_output_size=True)
+        # The public function runs a loop of small operations; this is the kernel.
+        return tuple(tf.raw_ops.NonMaxSuppressionV4(
+            boxes=row[0], scores=row[1], max_output_size=max_output, iou_threshold=iou_threshold,
+            score_threshold=tf.float32.min, pad_to_max_output_size=True))
 
     indices, count = tf.map_fn(one, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
     indices = tf.reshape(indices, [-1, max_output])
