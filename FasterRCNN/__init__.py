@@ -1,0 +1,1 @@
+"""Faster, Mask and Cascade R-CNN with FPN, in graph-mode TensorFlow."""

@@ -1,0 +1,1 @@
+"""Annotation formats, read into ImageRecords."""

@@ -1,0 +1,90 @@
+"""Finds data sets by name: COCO's own in its layout under a base folder, anybody's as `instances.json:images`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from FasterRCNN.datasets.coco import load_coco
+from FasterRCNN.structures import Categories, Dataset, PackedRecords
+
+__all__ = ["COCO_IMAGE_FOLDERS", "load_dataset", "load_datasets"]
+
+# coco_X is annotated by annotations/instances_X.json; the parts of a split have no image folder of their own.
+COCO_IMAGE_FOLDERS = {
+    "coco_train2017": "train2017",
+    "coco_val2017": "val2017",
+    "coco_val2017_100": "val2017",
+    "coco_train2014": "train2014",
+    "coco_val2014": "val2014",
+    "coco_minival2014": "val2014",
+    "coco_valminusminival2014": "val2014",
+}
+
+
+def load_dataset(
+    spec: str,
+    *,
+    basedir: str | Path,
+    absolute_coord: bool = True,
+    with_ground_truth: bool = True,
+    with_masks: bool = True,
+    categories: Categories | None = None,
+) -> Dataset:
+    """The data set that `spec` names.
+
+    spec: a key of COCO_IMAGE_FOLDERS (files under `basedir`), or `path/to/instances.json:path/to/images`. The
+    other arguments are `load_coco`'s. Raises ValueError for an unknown name, and what `load_coco` raises.
+    """
+    name, annotation_file, image_dir = _locate(spec, Path(basedir).expanduser())
+    return load_coco(
+        annotation_file,
+        image_dir,
+        name=name,
+        absolute_coord=absolute_coord,
+        with_ground_truth=with_ground_truth,
+        with_masks=with_masks,
+        categories=categories,
+    )
+
+
+def load_datasets(
+    specs: Sequence[str],
+    *,
+    basedir: str | Path,
+    absolute_coord: bool = True,
+    with_masks: bool = True,
+    categories: Categories | None = None,
+) -> Dataset:
+    """Several sets joined into one for training, labelled as the first (or as `categories`).
+
+    Raises ValueError when none is given or their categories differ, and what `load_dataset` raises.
+    """
+    if not specs:
+        raise ValueError("no data set is given: name at least one in DATA.TRAIN")
+    datasets = []
+    for spec in specs:
+        first = datasets[0].categories if datasets else categories
+        datasets.append(
+            load_dataset(spec, basedir=basedir, absolute_coord=absolute_coord, with_masks=with_masks, categories=first)
+        )
+    if len(datasets) == 1:
+        return datasets[0]
+    return Dataset(
+        name="+".join(dataset.name for dataset in datasets),
+        records=PackedRecords.concat([dataset.records for dataset in datasets]),
+        categories=datasets[0].categories,
+    )
+
+
+def _locate(spec: str, basedir: Path) -> tuple[str, Path, Path]:
+    """(name, annotation file, image folder)."""
+    if spec in COCO_IMAGE_FOLDERS:
+        annotation_file = basedir / "annotations" / f"instances_{spec.removeprefix('coco_')}.json"
+        return spec, annotation_file, basedir / COCO_IMAGE_FOLDERS[spec]
+    annotation_file, colon, image_dir = spec.rpartition(":")
+    if not colon or not annotation_file or not image_dir:
+        raise ValueError(
+            f"unknown data set {spec!r}: give one of {', '.join(COCO_IMAGE_FOLDERS)}, "
+            "or your own as path/to/instances.json:path/to/images"
+        )
+    annotation_path = Path(annotation_file).expanduser()
+    return annotation_path.stem, annotation_path, Path(image_dir).expanduser()

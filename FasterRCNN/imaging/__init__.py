@@ -1,0 +1,1 @@
+"""Work on pictures with NumPy and OpenCV."""
