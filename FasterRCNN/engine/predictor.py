@@ -1,0 +1,234 @@
+"""Photos to detections: the one way from an image file's pixels to boxes and masks in that photo's own pixels.
+
+Evaluation, the callback in training and the commands all predict through this class, so that a score is what users get.
+B images of a batch, H×W its padded size, D detections, M mask side.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+
+from FasterRCNN.engine.weights import select_for_prediction
+from FasterRCNN.imaging.postprocess import boxes_to_photo, paste_masks_to_rle
+from FasterRCNN.imaging.resize import resize_image
+from FasterRCNN.structures import Categories, Detections
+
+POSTPROCESS_THREADS = 4
+# Images among which those of like shape are sought, in batches.
+GROUPING_WINDOW = 8
+
+T, R = TypeVar("T"), TypeVar("R")
+
+
+class Predictor:
+    """A detector with its weights as constants, in a graph and session of its own.
+
+    Attributes: categories, ims_per_batch, with_masks. Free it with `close` or as a context manager.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        weights: Mapping[str, np.ndarray],
+        *,
+        categories: Categories,
+        short_edge: int,
+        max_size: int,
+        pad_multiple: int,
+        ims_per_batch: int,
+        with_masks: bool,
+        score_threshold: float = 0.0,
+        mask_threshold: float = 0.5,
+        config: Mapping | None = None,
+        source: str = "the weights",
+    ):
+        """detector: has detect(image, image_size) -> dict of tensors. weights: variable name to array.
+
+        short_edge, max_size, pad_multiple: pixels. score_threshold: detections of a lower score are dropped.
+        config, source: the model's config and the name of the weights' file, for messages only. Raises ValueError
+        listing the variables that the weights lack or have in another shape.
+        """
+        self.categories = categories
+        self.ims_per_batch = ims_per_batch
+        self.with_masks = with_masks
+        self._short_edge, self._max_size, self._pad_multiple = short_edge, max_size, pad_multiple
+        self._score_threshold, self._mask_threshold = score_threshold, mask_threshold
+
+        graph, inputs, outputs = build_constant_graph(
+            detector, weights, batch_size=1 if ims_per_batch == 1 else None, config=config, source=source
+        )
+        self._outputs = ("boxes", "scores", "labels", "num_detections") + ("masks",) * with_masks
+        self._session = tf.Session(graph=graph, config=session_config())
+        self._run = self._session.make_callable([outputs[name] for name in self._outputs], feed_list=inputs)
+
+    def predict(self, images: Iterable[np.ndarray]) -> list[Detections]:
+        """The detections of each image, uint8 H×W×3 BGR of any size, in its own pixels."""
+        return list(self.predict_stream(images))
+
+    def predict_stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
+        """As `predict`, one by one in the order of `images`, which are taken a few batches ahead.
+
+        Resizing and the pasting of masks go on in threads while the network runs.
+        """
+        batches = map_ahead(self._prepare, self._group(images), threads=1, ahead=1)
+        results = map_ahead(self._finish, map(self._run_batch, batches), threads=POSTPROCESS_THREADS)
+        return _in_order(pair for finished in results for pair in finished)
+
+    def network_only(self, image: np.ndarray, image_size: np.ndarray) -> dict[str, np.ndarray]:
+        """Runs the graph alone: uint8 B×H×W×3, int32 B×2 (h, w before padding) -> the detector's outputs.
+
+        boxes B×D×4 (pixels of the given image), scores, labels B×D, num_detections B, masks B×D×M×M.
+        """
+        return dict(zip(self._outputs, self._run(image, image_size)))
+
+    def close(self) -> None:
+        """Frees the session; the predictor cannot be used any more."""
+        self._session.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _group(self, images: Iterable[np.ndarray]) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Batches of (number, image) of like shape, from a window of some batches."""
+        numbered = enumerate(images)
+        window = 1 if self.ims_per_batch == 1 else GROUPING_WINDOW * self.ims_per_batch
+        while chunk := list(islice(numbered, window)):
+            for number, image in chunk:
+                _check_image(number, image)
+            # All have about the same shorter side after resizing: the aspect ratio is the shape.
+            chunk.sort(key=lambda pair: pair[1].shape[1] / pair[1].shape[0])
+            for start in range(0, len(chunk), self.ims_per_batch):
+                yield chunk[start : start + self.ims_per_batch]
+
+    def _prepare(self, numbered: list[tuple[int, np.ndarray]]) -> _Batch:
+        resized = [resize_image(image, self._short_edge, self._max_size) for _, image in numbered]
+        sizes = np.array([image.shape[:2] for image in resized], np.int32)
+        height, width = -(-sizes.max(axis=0) // self._pad_multiple) * self._pad_multiple
+        canvas = np.zeros((len(resized), height, width, 3), np.uint8)
+        for place, image in zip(canvas, resized):
+            place[: image.shape[0], : image.shape[1]] = image
+        return _Batch([number for number, _ in numbered], [image.shape[:2] for _, image in numbered], canvas, sizes)
+
+    def _run_batch(self, batch: _Batch) -> tuple[_Batch, dict[str, np.ndarray]]:
+        return batch, self.network_only(batch.image, batch.image_size)
+
+    def _finish(self, ran: tuple[_Batch, dict[str, np.ndarray]]) -> list[tuple[int, Detections]]:
+        batch, outputs = ran
+        finished = []
+        for i, number in enumerate(batch.numbers):
+            count = outputs["num_detections"][i]
+            keep = np.flatnonzero(outputs["scores"][i, :count] >= self._score_threshold)
+            boxes = boxes_to_photo(outputs["boxes"][i, keep], tuple(batch.image_size[i]), batch.photo_sizes[i])
+            masks = None
+            if self.with_masks:
+                masks = paste_masks_to_rle(
+                    outputs["masks"][i, keep], boxes, *batch.photo_sizes[i], threshold=self._mask_threshold
+                )
+            finished.append((number, Detections(boxes, outputs["scores"][i, keep], outputs["labels"][i, keep], masks)))
+        return finished
+
+
+@dataclass
+class _Batch:
+    """numbers: the images' places in the stream; photo_sizes: (h, w) of each; image, image_size: the graph's inputs."""
+
+    numbers: list[int]
+    photo_sizes: list[tuple[int, int]]
+    image: np.ndarray
+    image_size: np.ndarray
+
+
+def build_constant_graph(
+    detector: Any,
+    weights: Mapping[str, np.ndarray],
+    *,
+    batch_size: int | None,
+    config: Mapping | None = None,
+    source: str = "the weights",
+) -> tuple[tf.Graph, list[tf.Tensor], dict[str, tf.Tensor]]:
+    """The detector's inference graph without variables: (graph, [image, image_size], outputs by name).
+
+    Each variable becomes a constant as it is made, so that TensorFlow computes once whatever follows from weights
+    alone (normalisation folded into kernels) and keeps kernels in the layout its convolutions want.
+    Raises ValueError when weights and variables do not fit.
+    """
+    constants: dict[str, tf.Tensor] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def constant_for_variable(getter: Callable, name: str, *args: Any, **kwargs: Any) -> Any:
+        if name in constants:
+            return constants[name]
+        if name not in shapes:
+            shapes[name] = tuple(tf.TensorShape(kwargs["shape"]).as_list())
+        if name not in weights or weights[name].shape != shapes[name]:
+            # Go on with a variable, so that select_for_prediction can name all that do not fit.
+            return getter(name, *args, **kwargs)
+        # Outside any branch of a tf.cond, for the next layer that shares the variable.
+        with tf.init_scope():
+            constants[name] = tf.constant(weights[name], kwargs.get("dtype", tf.float32), name=name)
+        return constants[name]
+
+    graph = tf.Graph()
+    with graph.as_default():
+        image = tf.placeholder(tf.uint8, [batch_size, None, None, 3], "image")
+        image_size = tf.placeholder(tf.int32, [batch_size, 2], "image_size")
+        with tf.variable_scope(tf.get_variable_scope(), custom_getter=constant_for_variable):
+            outputs = detector.detect(image, image_size)
+        outputs = {name: tf.identity(output, f"outputs/{name}") for name, output in outputs.items()}
+    select_for_prediction(weights, shapes, config=config, source=source)
+    return graph, [image, image_size], outputs
+
+
+def session_config() -> tf.ConfigProto:
+    """How an inference graph is run: memory of a GPU is taken as needed, beside a training's own."""
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    # It looks for tensors to recompute or swap, which inference has not, and complains about costs it cannot estimate.
+    config.graph_options.rewrite_options.memory_optimization = RewriterConfig.NO_MEM_OPT
+    return config
+
+
+def map_ahead(function: Callable[[T], R], items: Iterable[T], *, threads: int, ahead: int | None = None) -> Iterator[R]:
+    """function(item) for each item, in order, computed in threads while the consumer works on earlier ones.
+
+    At most `ahead` (by default twice `threads`) results wait. Items are taken in the consumer's thread.
+    """
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > (ahead or 2 * threads):
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _in_order(numbered: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """The items by their numbers 0, 1, 2, ..., each as soon as its turn comes."""
+    early: dict[int, T] = {}
+    turn = 0
+    for number, item in numbered:
+        early[number] = item
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1
+
+
+def _check_image(number: int, image: np.ndarray) -> None:
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        given = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"image number {number} is {given}: uint8 H×W×3 (BGR, as cv2.imread gives it) is wanted")
+    if 0 in image.shape:
+        raise ValueError(f"image number {number} is empty: its shape is {image.shape}")

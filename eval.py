@@ -1,0 +1,363 @@
+#!/usr/bin/env python3
+"""Detections to COCO's numbers: a module, and a command that scores an existing results file. No TensorFlow.
+
+A COCO results file is a JSON list with one entry per detection: image_id, category_id, bbox (x, y, width, height),
+score and, with masks, segmentation (compressed RLE). Every metric lies in 0..1, or is None (printed n/a) where there is
+no ground truth to find.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from tabulate import tabulate
+
+from config import Config, add_config_arguments, default_config, finalize_configs, run_command
+from FasterRCNN.datasets.catalog import load_dataset
+from FasterRCNN.structures import Categories, Dataset, Detections
+
+logger = logging.getLogger(__name__)
+
+TITLES = {"bbox": "box", "segm": "mask"}
+COCO_MAX_DETECTIONS = 100
+
+
+@dataclass
+class Metrics:
+    """COCO's twelve numbers for boxes and, where masks were scored, for masks, and the AP of each class.
+
+    bbox, segm: name ("AP", "AP50", ...) to value; segm is empty without masks. per_class: "bbox" or "segm" to class
+    name to AP. None stands for "no ground truth".
+    """
+
+    bbox: dict[str, float | None] = field(default_factory=dict)
+    segm: dict[str, float | None] = field(default_factory=dict)
+    per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    num_detections: int = 0
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers that exist, for monitors: {"bbox/AP": 0.5, ...}."""
+        named = {f"{kind}/{name}": value for kind, table in self.overall().items() for name, value in table.items()}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def overall(self) -> dict[str, dict[str, float | None]]:
+        """The twelve numbers of boxes and, where they were scored, of masks."""
+        return {kind: table for kind, table in (("bbox", self.bbox), ("segm", self.segm)) if table}
+
+
+def results_to_json(detections_by_image: Mapping[int | str, Detections], categories: Categories) -> list[dict]:
+    """COCO results of detections by image id; boxes are rounded to 1/1000 pixel, scores to 1e-6."""
+    results = []
+    for image_id, detections in detections_by_image.items():
+        xywh = np.concatenate([detections.boxes[:, :2], detections.boxes[:, 2:] - detections.boxes[:, :2]], axis=1)
+        for i, label in enumerate(detections.labels):
+            result = {
+                "image_id": image_id if isinstance(image_id, str) else int(image_id),
+                "category_id": categories.id_of_label(int(label)),
+                "bbox": [round(float(value), 3) for value in xywh[i]],
+                "score": round(float(detections.scores[i]), 6),
+            }
+            if detections.masks is not None:
+                mask = detections.masks[i]
+                height, width = (int(side) for side in mask["size"])
+                result["segmentation"] = {"size": [height, width], "counts": mask["counts"].decode("ascii")}
+            results.append(result)
+    return results
+
+
+def evaluate_coco(
+    results: list[dict],
+    annotation_file: str | Path,
+    *,
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    categories: Categories | None = None,
+    max_detections: int = COCO_MAX_DETECTIONS,
+    absolute_coord: bool = True,
+) -> Metrics:
+    """Scores COCO results against an annotation file as COCO does, with pycocotools.
+
+    Crowd objects, and for masks objects without one, are regions to ignore. categories: those of the model; the file's
+    must be among them. max_detections: the most detections of an image and class that count; never under COCO's 100.
+    absolute_coord=False: the file's boxes and polygons are fractions of the image's sides. Raises FileNotFoundError for
+    a missing file; ValueError for malformed files, results of images or categories which the file does not have, and
+    masks wanted where no result or no object has one.
+    """
+    dataset = _read_ground_truth(annotation_file)
+    if not absolute_coord:
+        dataset = _in_pixels(dataset)
+    names = _class_names(dataset, annotation_file, categories)
+    _check_results(results, iou_types)
+    _check_ids(results, dataset, annotation_file, categories)
+    max_detections = max(max_detections, COCO_MAX_DETECTIONS)
+    overall, per_class = {}, {}
+    for iou_type in iou_types:
+        truth = _ignore_maskless(dataset, annotation_file) if iou_type == "segm" else dataset
+        overall[iou_type], per_class[iou_type] = _score(truth, results, iou_type, names, max_detections)
+    return Metrics(**overall, per_class=per_class, num_detections=len(results))
+
+
+def _read_ground_truth(annotation_file: str | Path) -> dict:
+    """The annotation file with what pycocotools relies on: iscrowd, areas, and annotation ids 1, 2, ...
+
+    It takes a match with id 0 for none, and loses objects that share an id.
+    """
+    if not Path(annotation_file).is_file():
+        raise FileNotFoundError(f"annotation file {annotation_file} does not exist: check DATA.VAL and DATA.BASEDIR")
+    dataset = _read_json(annotation_file)
+    wanted = {"images": ("id", "height", "width"), "annotations": ("image_id", "category_id", "bbox")}
+    wanted["categories"] = ("id", "name")
+    lacking = [key for key in wanted if not isinstance(dataset, dict) or key not in dataset]
+    if lacking:
+        raise ValueError(f"{annotation_file} is no COCO annotation file with ground truth: no {', '.join(lacking)}")
+    for part, keys in wanted.items():
+        for number, entry in enumerate(dataset[part]):
+            for key in keys:
+                if key not in entry:
+                    raise ValueError(f"{annotation_file}: {part}[{number}] (id {entry.get('id')}) has no {key}")
+    image_ids = {image["id"] for image in dataset["images"]}
+    annotations = [
+        {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
+        | annotation
+        | {"id": number, "file_id": annotation.get("id")}
+        for number, annotation in enumerate(dataset["annotations"], start=1)
+        if annotation["image_id"] in image_ids
+    ]
+    return dataset | {"annotations": annotations}
+
+
+def _in_pixels(dataset: dict) -> dict:
+    """The ground truth with boxes and polygons in pixels instead of fractions; an object's area is that of its box."""
+    sizes = {image["id"]: np.array([image["width"], image["height"]] * 2) for image in dataset["images"]}
+    annotations = []
+    for annotation in dataset["annotations"]:
+        size = sizes[annotation["image_id"]]
+        bbox = (annotation["bbox"] * size).tolist()
+        changed = {"bbox": bbox, "area": bbox[2] * bbox[3]}
+        if isinstance(annotation.get("segmentation"), list):
+            polygons = [np.reshape(polygon, (-1, 2)) * size[:2] for polygon in annotation["segmentation"]]
+            changed["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
+        annotations.append(annotation | changed)
+    return dataset | {"annotations": annotations}
+
+
+def _class_names(dataset: dict, annotation_file: str | Path, categories: Categories | None) -> dict[int, str]:
+    """Category id to a name that no other class has."""
+    truth = Categories(
+        names=tuple(category["name"] for category in dataset["categories"]),
+        ids=tuple(category["id"] for category in dataset["categories"]),
+    )
+    wrong = [] if categories is None else [i for i, name in truth.by_id.items() if categories.by_id.get(i) != name]
+    if wrong:
+        pairs = [f"id {i}: {categories.by_id.get(i, '-')} / {truth.by_id[i]}" for i in wrong]
+        raise ValueError(
+            f"the model's categories are not those of {annotation_file} (model / file): {_some(pairs, '; ')}. "
+            "Evaluate on data with the categories of training, or set DATA.CLASS_NAMES and DATA.CATEGORY_IDS"
+        )
+    return {i: name if truth.names.count(name) == 1 else f"{name} (id {i})" for i, name in zip(truth.ids, truth.names)}
+
+
+def _check_results(results: list[dict], iou_types: Sequence[str]) -> None:
+    if not isinstance(results, list):
+        raise ValueError(f"COCO results are a list with one entry per detection, not {type(results).__name__}")
+    wanted = ["image_id", "category_id", "bbox", "score"] + ["segmentation"] * ("segm" in iou_types)
+    for number, result in enumerate(results):
+        lacking = [key for key in wanted if key not in result] if isinstance(result, dict) else wanted
+        if lacking:
+            way_out = ": score boxes alone with MODE_MASK=False" if lacking == ["segmentation"] else ""
+            raise ValueError(f"result number {number} has no {', '.join(lacking)}{way_out}")
+
+
+def _check_ids(results: list[dict], dataset: dict, annotation_file: str | Path, categories: Categories | None) -> None:
+    known = {
+        "image_id": {image["id"] for image in dataset["images"]},
+        # A class of the model that the file does not list has nothing to be scored against.
+        "category_id": {category["id"] for category in dataset["categories"]}
+        | set(categories.ids if categories else ()),
+    }
+    for key, ids in known.items():
+        unknown = sorted({result[key] for result in results} - ids, key=str)
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of the results' {key}s are not in {annotation_file}: {_some(unknown)}. "
+                "Are these the results of another data set? Name the right one with DATA.VAL"
+            )
+
+
+def _ignore_maskless(dataset: dict, annotation_file: str | Path) -> dict:
+    """The ground truth for masks: an object without a mask becomes an ignored region, its box, as crowds are."""
+    annotations, maskless = [], []
+    for annotation in dataset["annotations"]:
+        segmentation = annotation.get("segmentation")
+        if isinstance(segmentation, list):
+            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+        if not segmentation:
+            maskless.append(annotation)
+            x, y, width, height = annotation["bbox"]
+            box = [x, y, x + width, y, x + width, y + height, x, y + height]
+            annotation = annotation | {"iscrowd": 1}
+            segmentation = [box]
+        annotations.append(annotation | {"segmentation": segmentation})
+    if maskless and len(maskless) == len(annotations):
+        raise ValueError(f"no object in {annotation_file} has a mask: score boxes alone with MODE_MASK=False")
+    if maskless:
+        first = maskless[0]
+        logger.warning(
+            "%s: %d of %d objects have no mask and are ignored in mask AP; the first is annotation %s of image %s",
+            *(annotation_file, len(maskless), len(annotations), first["file_id"], first["image_id"]),
+        )
+    return dataset | {"annotations": annotations}
+
+
+def _score(
+    dataset: dict, results: list[dict], iou_type: str, names: dict[int, str], max_detections: int
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """The twelve numbers and the AP by class name."""
+    # Left in, a result's box would lend a mask its area, hence its place among small, medium and large.
+    keys = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
+    results = [{key: result[key] for key in keys} for result in results]
+    with contextlib.redirect_stdout(None):
+        truth = _coco(dataset)
+        found = truth.loadRes(results) if results else _coco(dataset | {"annotations": []})
+        evaluation = COCOeval(truth, found, iou_type)
+        evaluation.params.maxDets = [1, 10, max_detections]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # T IoU thresholds x R recall points x K classes x areas (all, small, medium, large) x detection limits;
+    # recall has no R. pycocotools' own summary is empty unless the largest limit is 100.
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    at_iou = {round(100 * threshold): t for t, threshold in enumerate(evaluation.params.iouThrs)}
+    overall = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[at_iou[50], :, :, 0, -1]),
+        "AP75": _mean(precision[at_iou[75], :, :, 0, -1]),
+        **{f"AP{letter}": _mean(precision[:, :, :, a, -1]) for a, letter in enumerate("sml", start=1)},
+        **{f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(evaluation.params.maxDets)},
+        **{f"AR{letter}": _mean(recall[:, :, a, -1]) for a, letter in enumerate("sml", start=1)},
+    }
+    per_class = {names[i]: _mean(precision[:, :, k, 0, -1]) for k, i in enumerate(evaluation.params.catIds)}
+    return overall, per_class
+
+
+def _coco(dataset: dict) -> COCO:
+    """A COCO object over copies of the annotations, which pycocotools changes."""
+    coco = COCO()
+    coco.dataset = dataset | {"annotations": [dict(annotation) for annotation in dataset["annotations"]]}
+    coco.createIndex()
+    return coco
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """The mean of what pycocotools did not mark -1, "no ground truth"."""
+    values = values[values > -1]
+    return float(values.mean()) if values.size else None
+
+
+def format_metrics(metrics: Metrics) -> str:
+    """Two tables: the twelve numbers, and the AP of each class."""
+    titles = [TITLES[kind] for kind in metrics.overall()]
+    parts = ["Nothing was detected: every AP is 0."] if metrics.num_detections == 0 else []
+    parts.append(_table(["metric", *titles], metrics.overall()))
+    parts.append(_table(["class", *(f"{title} AP" for title in titles)], metrics.per_class))
+    return "\n\n".join(parts)
+
+
+def _table(headers: list[str], columns: dict[str, dict[str, float | None]]) -> str:
+    rows = [[name, *(column[name] for column in columns.values())] for name in next(iter(columns.values()))]
+    # Only the first column is text: a class may be called "1e5".
+    return tabulate(rows, headers, floatfmt=".4f", missingval="n/a", disable_numparse=[0])
+
+
+def metrics_path(results_file: str | Path) -> Path:
+    """out.json -> out.metrics.json"""
+    return Path(results_file).with_suffix(".metrics.json")
+
+
+def write_json(value: object, path: str | Path) -> None:
+    """Writes JSON whole or not at all, and makes the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_metrics(metrics: Metrics, results_file: str | Path) -> Path:
+    """Writes the metrics next to the results they belong to; returns where."""
+    path = metrics_path(results_file)
+    write_json(asdict(metrics), path)
+    return path
+
+
+def _read_json(path: str | Path) -> object:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def _some(items: Sequence, separator: str = ", ", most: int = 5) -> str:
+    more = [f"and {len(items) - most} more"] if len(items) > most else []
+    return separator.join([str(item) for item in items[:most]] + more)
+
+
+def configured_categories(cfg: Config) -> Categories | None:
+    """The classes that the config names, as a run folder's does; without ids they are numbered from 1."""
+    names = cfg.DATA.CLASS_NAMES
+    return Categories(names=names, ids=cfg.DATA.CATEGORY_IDS or range(1, len(names) + 1)) if names else None
+
+
+def evaluate_file(results_file: str | Path, dataset: Dataset, cfg: Config) -> Metrics:
+    """Scores a results file against a data set, masks too where the config and the results have them."""
+    if not Path(results_file).is_file():
+        raise FileNotFoundError(f"results file {results_file} does not exist: ./predict.py --evaluate writes one")
+    results = _read_json(results_file)
+    has_masks = isinstance(results, list) and any("segmentation" in result for result in results)
+    if cfg.MODE_MASK and results and not has_masks:
+        logger.warning("%s holds no masks: only boxes are scored", results_file)
+    return evaluate_coco(
+        results,
+        dataset.annotation_file,
+        iou_types=("bbox", "segm") if cfg.MODE_MASK and (has_masks or not results) else ("bbox",),
+        categories=configured_categories(cfg),
+        max_detections=cfg.TEST.RESULTS_PER_IM,
+        absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+    )
+
+
+def main() -> int:
+    """Scores results files, one for each set of DATA.VAL."""
+    parser = argparse.ArgumentParser(description="Score COCO results files against the annotations of DATA.VAL.")
+    parser.add_argument("results", nargs="+", metavar="OUT.json", help="results, one file for each set of DATA.VAL")
+    add_config_arguments(parser)
+    args = parser.parse_args()
+    cfg = default_config()
+    if args.config_file:
+        cfg.update_file(args.config_file)
+    cfg.update_args(args.config)
+    finalize_configs(cfg, is_training=False)
+    if len(args.results) != len(cfg.DATA.VAL):
+        raise ValueError(
+            f"{len(args.results)} results files but {len(cfg.DATA.VAL)} sets in DATA.VAL ({', '.join(cfg.DATA.VAL)}): "
+            "give one file for each set, in the same order"
+        )
+    for results_file, spec in zip(args.results, cfg.DATA.VAL, strict=True):
+        dataset = load_dataset(spec, basedir=cfg.DATA.BASEDIR, with_ground_truth=False)
+        metrics = evaluate_file(results_file, dataset, cfg)
+        print(f"{results_file} on {dataset.name}\n\n{format_metrics(metrics)}\n")
+        print(f"metrics written to {write_metrics(metrics, results_file)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,402 @@
+#!/usr/bin/env python3
+"""Photos to drawn pictures and JSON, and data sets to COCO numbers: a module that train.py uses, and a command.
+
+TensorFlow is imported where a model is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import itertools
+import logging
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from config import Config, add_config_arguments, default_config, finalize_configs, run_command
+from eval import (
+    Metrics,
+    configured_categories,
+    evaluate_coco,
+    format_metrics,
+    metrics_path,
+    results_to_json,
+    write_json,
+    write_metrics,
+)
+from FasterRCNN.datasets.catalog import load_dataset
+from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
+from FasterRCNN.imaging.read import read_image
+from FasterRCNN.imaging.visualize import draw_detections
+from FasterRCNN.structures import Categories, Dataset, Detections
+
+if TYPE_CHECKING:
+    from FasterRCNN.engine.predictor import Predictor
+
+logger = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+READING_THREADS = 4
+
+
+# ---------------------------------------------------------------- a trained model
+
+
+def load_predictor(
+    load_path: str | Path, cfg_overrides: Sequence[str] = (), config_file: str | Path | None = None
+) -> tuple[Predictor, Config]:
+    """The predictor of a run folder, checkpoint or .npz file, and the config it is built with.
+
+    The config is the one stored with the weights (without one: the defaults), then the file's keys, then the
+    overrides, KEY=VALUE. Raises FileNotFoundError, or ValueError naming the variables that do not fit and the keys that
+    would.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as engine/compat.py has it; read once, at TensorFlow's import
+    from FasterRCNN.engine.weights import read_config, read_weights
+
+    cfg = default_config()
+    stored = read_config(load_path)
+    if stored is None:
+        logger.warning("%s carries no config: the defaults and --config are used", load_path)
+    cfg.update_dict(stored or {})
+    if config_file:
+        cfg.update_file(config_file)
+    cfg.update_args(cfg_overrides)
+    weights = read_weights(load_path)
+    if not cfg.DATA.CLASS_NAMES:
+        categories = find_categories(cfg, weights)
+        cfg.DATA.CLASS_NAMES, cfg.DATA.CATEGORY_IDS = categories.names, categories.ids
+        cfg.DATA.NUM_CLASS = len(categories)
+    finalize_configs(cfg, is_training=False)
+    return build_predictor(cfg, weights, source=str(load_path)), cfg
+
+
+def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: str = "the weights") -> Predictor:
+    """The predictor of a finalized config and weights by variable name; source: what messages call the weights."""
+    from FasterRCNN.engine.predictor import Predictor
+    from FasterRCNN.modeling.build import build_detector
+
+    detector = build_detector(cfg)
+    return Predictor(
+        detector,
+        weights,
+        categories=configured_categories(cfg),
+        short_edge=cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
+        max_size=cfg.PREPROC.MAX_SIZE,
+        pad_multiple=detector.pad_multiple,
+        ims_per_batch=cfg.TEST.IMS_PER_GPU,
+        with_masks=cfg.MODE_MASK,
+        mask_threshold=cfg.TEST.MASK_THRESH,
+        config=cfg.to_dict(),
+        source=source,
+    )
+
+
+def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categories:
+    """The classes of weights that do not name them.
+
+    From the annotations of DATA.VAL or DATA.TRAIN where those exist; else COCO's for 80 classes, else numbers.
+    """
+    from FasterRCNN.engine.weights import number_of_classes
+
+    for spec in (*cfg.DATA.VAL, *cfg.DATA.TRAIN):
+        try:
+            return load_dataset(spec, basedir=cfg.DATA.BASEDIR, with_ground_truth=False).categories
+        except FileNotFoundError:
+            continue
+    shapes = {name: value.shape for name, value in weights.items()}
+    count = number_of_classes(shapes) or cfg.DATA.NUM_CLASS or len(COCO_CATEGORIES)
+    if count == len(COCO_CATEGORIES):
+        logger.warning("no class names in the config and no annotations: taking the %d classes for COCO's", count)
+        return COCO_CATEGORIES
+    logger.warning("no class names in the config and no annotations: classes are numbered; set DATA.CLASS_NAMES")
+    return Categories(names=[f"class {i}" for i in range(1, count + 1)], ids=range(1, count + 1))
+
+
+def detect_files(
+    predictor: Predictor, files: Sequence[str | Path], failures: dict[str, str]
+) -> Iterator[tuple[int, np.ndarray, Detections]]:
+    """(index, photo, detections) of each file that can be read, in order.
+
+    The others go into failures, file to reason.
+    """
+    from FasterRCNN.engine.predictor import map_ahead
+
+    waiting: deque[tuple[int, np.ndarray]] = deque()
+
+    def photos() -> Iterator[np.ndarray]:
+        for index, (photo, reason) in enumerate(map_ahead(_try_to_read, files, threads=READING_THREADS)):
+            if photo is None:
+                failures[str(files[index])] = reason
+                logger.error("not predicted: %s", reason)
+            else:
+                waiting.append((index, photo))
+                yield photo
+
+    for detections in predictor.predict_stream(photos()):
+        index, photo = waiting.popleft()
+        yield index, photo, detections
+
+
+def _try_to_read(file: str | Path) -> tuple[np.ndarray | None, str]:
+    try:
+        return read_image(file), ""
+    except (ValueError, FileNotFoundError) as error:
+        return None, str(error)
+
+
+# ---------------------------------------------------------------- photos
+
+
+@dataclass
+class PredictedFiles:
+    """pictures: what was written, by input file; detections_file: the JSON of all; failures: input file to reason."""
+
+    detections_file: Path
+    pictures: dict[str, Path] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def predict_files(
+    predictor: Predictor,
+    inputs: Sequence[str | Path],
+    output_dir: str | Path,
+    *,
+    score_threshold: float = 0.5,
+    show: bool = False,
+) -> PredictedFiles:
+    """Predicts on photos, folders and globs; writes a picture and a JSON of each photo, and detections.json of all.
+
+    score_threshold: of what is drawn; the JSON holds every detection. show: also in a window, where there is a
+    display; a key goes on, q closes it. A photo that cannot be read is logged and left out.
+    """
+    files = expand_inputs(inputs)
+    output_dir = Path(output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    done = PredictedFiles(output_dir / "detections.json")
+    names = unique_names([Path(file).stem for file in files])
+    show = show and can_show()
+    entries = []
+    photos = detect_files(predictor, files, done.failures)
+    for index, photo, detections in tqdm(photos, total=len(files), unit="photo", disable=None):
+        entry = describe_detections(files[index], photo, detections, predictor.categories)
+        entries.append(entry)
+        write_json(entry, output_dir / f"{names[index]}_detected.json")
+        picture = draw_detections(photo, detections, predictor.categories, score_threshold=score_threshold)
+        path = output_dir / f"{names[index]}_detected{'.png' if Path(files[index]).suffix == '.png' else '.jpg'}"
+        if not cv2.imwrite(str(path), picture):
+            raise ValueError(f"{path} cannot be written")
+        done.pictures[str(files[index])] = path
+        show = show and _show(picture)
+    write_json(entries, done.detections_file)
+    return done
+
+
+def expand_inputs(inputs: Sequence[str | Path]) -> list[str]:
+    """The files meant by files, folders (their images) and globs, each once; ValueError for an empty folder or glob."""
+    files: list[str] = []
+    for item in map(str, inputs):
+        if os.path.isdir(item):
+            found = sorted(str(path) for path in Path(item).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+            wanted = f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item}"
+        elif glob.has_magic(item) and not os.path.exists(item):
+            found = sorted(path for path in glob.glob(item, recursive=True) if os.path.isfile(path))
+            wanted = f"no file matches {item}"
+        else:
+            # Reading says whether it is there, so that one wrong name does not stop the others.
+            found, wanted = [item], ""
+        if not found:
+            raise ValueError(wanted)
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """The names, told apart by _2, _3, ... where they are the same but for capitals."""
+    unique, taken = [], set()
+    for name in names:
+        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+        unique.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
+        taken.add(unique[-1].lower())
+    return unique
+
+
+def describe_detections(
+    file: str | Path, photo: np.ndarray, detections: Detections, categories: Categories
+) -> dict[str, object]:
+    """A photo's detections as JSON holds them: COCO results with the class's name, in the photo's pixels."""
+    height, width = photo.shape[:2]
+    results = results_to_json({str(file): detections}, categories)
+    found = [
+        {"name": categories.name_of_label(int(label))} | {key: result[key] for key in result if key != "image_id"}
+        for label, result in zip(detections.labels, results, strict=True)
+    ]
+    return {"file_name": str(file), "height": height, "width": width, "detections": found}
+
+
+def can_show() -> bool:
+    """Whether a window can be opened here."""
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        return False
+    # In a process of its own: with a display that does not answer, OpenCV's window toolkit aborts the program.
+    probe = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
+    try:
+        return subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=20).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _show(picture: np.ndarray) -> bool:
+    """Shows a picture until a key is pressed; whether to show further ones."""
+    cv2.imshow("detections (any key: next, q: close)", picture)
+    if cv2.waitKey(0) & 0xFF != ord("q"):
+        return True
+    cv2.destroyAllWindows()
+    return False
+
+
+# ---------------------------------------------------------------- data sets
+
+
+def evaluate_model(
+    predictor: Predictor,
+    dataset: Dataset,
+    output: str | Path,
+    *,
+    max_detections: int = 100,
+    absolute_coord: bool = True,
+) -> Metrics:
+    """Predicts on every image of a data set, writes COCO results to output and the metrics beside it, and scores them.
+
+    dataset: labelled as the model, with an annotation file; its ground truth need not be loaded. max_detections,
+    absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections and is logged;
+    ValueError when none can be read.
+    """
+    images = [(record.file_name, record.image_id) for record in dataset.records]
+    files = [file for file, _ in images]
+    failures: dict[str, str] = {}
+    results: list[dict] = []
+    photos = detect_files(predictor, files, failures)
+    for index, _, detections in tqdm(photos, total=len(files), unit="image", desc=dataset.name, disable=None):
+        results += results_to_json({images[index][1]: detections}, dataset.categories)
+    if failures and len(failures) == len(files):
+        raise ValueError(f"no image of {dataset.name} can be read; the first: {next(iter(failures.values()))}")
+    write_json(results, output)
+    metrics = evaluate_coco(
+        results,
+        dataset.annotation_file,
+        iou_types=("bbox", "segm") if predictor.with_masks else ("bbox",),
+        categories=dataset.categories,
+        max_detections=max_detections,
+        absolute_coord=absolute_coord,
+    )
+    write_metrics(metrics, output)
+    return metrics
+
+
+def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> dict[str, Metrics]:
+    """Evaluates each set of DATA.VAL and prints its tables: out.json, or out.NAME.json each when there are several."""
+    if not cfg.DATA.VAL:
+        raise ValueError("DATA.VAL names no data set: give DATA.VAL=path/to/instances.json:path/to/images")
+    # All are loaded before the first is predicted on, so that a wrong name is found at once.
+    datasets = [
+        load_dataset(
+            spec,
+            basedir=cfg.DATA.BASEDIR,
+            absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+            with_ground_truth=False,
+            categories=predictor.categories,
+        )
+        for spec in cfg.DATA.VAL
+    ]
+    metrics = {}
+    for name, dataset in zip(unique_names([dataset.name for dataset in datasets]), datasets, strict=True):
+        path = Path(output).with_suffix(f".{name}.json") if len(datasets) > 1 else Path(output)
+        metrics[name] = evaluate_model(
+            predictor,
+            dataset,
+            path,
+            max_detections=cfg.TEST.RESULTS_PER_IM,
+            absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+        )
+        print(f"\n{name}: {len(dataset)} images\n\n{format_metrics(metrics[name])}\n")
+        print(f"results: {path}\nmetrics: {metrics_path(path)}")
+    return metrics
+
+
+# ---------------------------------------------------------------- the command
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what ./predict.py and ./train.py --predict share."""
+    parser.add_argument(
+        "--output-dir", default="predictions", metavar="DIR", help="where pictures and JSON are written"
+    )
+    parser.add_argument("--no-show", action="store_true", help="open no window even where there is a display")
+
+
+def run_prediction(
+    load_path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    config_file: str | Path | None = None,
+    inputs: Sequence[str] = (),
+    evaluate: str | None = None,
+    output_dir: str | Path = "predictions",
+    show: bool = True,
+) -> int:
+    """Loads a model, predicts on the inputs and evaluates DATA.VAL, each if asked to; the command's exit status."""
+    files = expand_inputs(inputs)
+    predictor, cfg = load_predictor(load_path, overrides, config_file)
+    failures: dict[str, str] = {}
+    with predictor:
+        if files:
+            threshold = cfg.TEST.RESULT_SCORE_THRESH_VIS
+            done = predict_files(predictor, files, output_dir, score_threshold=threshold, show=show)
+            failures = done.failures
+            for file, picture in done.pictures.items():
+                print(f"{file} -> {picture}")
+            print(f"detections of all: {done.detections_file}")
+        if evaluate:
+            evaluate_sets(predictor, cfg, evaluate)
+    for reason in failures.values():
+        print(f"error: {reason}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main() -> int:
+    """Predicts on photos or evaluates a trained model."""
+    parser = argparse.ArgumentParser(
+        description="Draw a trained model's detections on photos, or evaluate it on the sets of DATA.VAL."
+    )
+    parser.add_argument("inputs", nargs="*", metavar="PHOTO", help="photos, folders of photos, or quoted globs")
+    parser.add_argument("--load", required=True, metavar="MODEL", help="run folder, checkpoint or .npz file")
+    parser.add_argument("--evaluate", metavar="OUT.json", help="evaluate DATA.VAL and write COCO results here")
+    add_predict_arguments(parser)
+    add_config_arguments(parser)
+    args = parser.parse_args()
+    if not args.inputs and not args.evaluate:
+        parser.error("nothing to do: name photos, or --evaluate OUT.json")
+    return run_prediction(
+        args.load,
+        overrides=args.config,
+        config_file=args.config_file,
+        inputs=args.inputs,
+        evaluate=args.evaluate,
+        output_dir=args.output_dir,
+        show=not args.no_show,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

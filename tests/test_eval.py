@@ -1,0 +1,358 @@
+"""Detections to COCO numbers: round trips, hand-computed cases, and an own AP in NumPy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as mask_utils
+
+import eval as coco_eval
+from FasterRCNN.structures import Categories, Detections
+
+ROOT = Path(__file__).parents[1]
+CATEGORIES = Categories(names=("ship", "buoy", "whale"), ids=(0, 7, 90))
+HEIGHT, WIDTH = 200, 300
+
+
+def polygon_of(box):
+    x, y, w, h = box
+    return [x, y, x + w, y, x + w, y + h, x, y + h]
+
+
+def annotation(number, image_id, category_id, box, **more):
+    x, y, w, h = box
+    fields = {"id": number, "image_id": image_id, "category_id": category_id, "bbox": list(box), "area": w * h}
+    return fields | {"iscrowd": 0, "segmentation": [polygon_of(box)]} | more
+
+
+def write_annotations(path, annotations, image_ids=(10, 11), categories=CATEGORIES):
+    """An annotation file without info and licenses."""
+    images = [{"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in image_ids]
+    listed = [{"id": i, "name": name} for i, name in zip(categories.ids, categories.names)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": listed}))
+    return path
+
+
+def rle_of(box):
+    rle = mask_utils.merge(mask_utils.frPyObjects([polygon_of(box)], HEIGHT, WIDTH))
+    return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+
+
+def result(image_id, category_id, box, score=0.9):
+    fields = {"image_id": image_id, "category_id": category_id, "bbox": list(box), "score": score}
+    return fields | {"segmentation": rle_of(box)}
+
+
+OBJECTS = [
+    (10, 0, (10.0, 20.0, 30.0, 20.0)),  # small: 600
+    (10, 7, (100.0, 50.0, 60.0, 70.0)),  # medium: 4200
+    (11, 0, (20.0, 30.0, 150.0, 120.0)),  # large: 18000
+    (11, 0, (200.0, 10.0, 40.0, 50.0)),
+]
+
+
+@pytest.fixture
+def annotation_file(tmp_path):
+    # Ids from 0 on: pycocotools by itself takes a match with annotation id 0 for no match.
+    return write_annotations(tmp_path / "truth.json", [annotation(i, *entry) for i, entry in enumerate(OBJECTS)])
+
+
+def test_detections_become_coco_results():
+    masks = [{"size": [HEIGHT, WIDTH], "counts": rle_of((1, 2, 4, 6))["counts"].encode()}]
+    detections = Detections(
+        boxes=np.array([[1.23456, 2, 5, 8]], np.float32),
+        scores=np.array([0.75], np.float32),
+        labels=np.array([2], np.int32),
+        masks=masks,
+    )
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), [])
+
+    results = coco_eval.results_to_json({np.int64(11): detections, 12: nothing}, CATEGORIES)
+
+    assert json.loads(json.dumps(results)) == [
+        {
+            "image_id": 11,
+            "category_id": 7,
+            "bbox": [1.235, 2.0, 3.765, 6.0],
+            "score": 0.75,
+            "segmentation": {"size": [HEIGHT, WIDTH], "counts": masks[0]["counts"].decode()},
+        }
+    ]
+
+
+def test_perfect_detections_have_ap_one(annotation_file):
+    metrics = coco_eval.evaluate_coco([result(*entry) for entry in OBJECTS], annotation_file, categories=CATEGORIES)
+
+    for kind in ("bbox", "segm"):
+        numbers = metrics.overall()[kind]
+        limits = ["AR1", "AR10", "AR100"]
+        assert list(numbers) == ["AP", "AP50", "AP75", "APs", "APm", "APl", *limits, "ARs", "ARm", "ARl"]
+        # ship: 2 of 3 objects (one of 2 in image 11) with one detection an image; buoy: all.
+        assert numbers.pop("AR1") == pytest.approx((2 / 3 + 1) / 2)
+        assert list(numbers.values()) == pytest.approx([1.0] * 11)
+        assert metrics.per_class[kind] == {"ship": pytest.approx(1.0), "buoy": pytest.approx(1.0), "whale": None}
+    assert metrics.scalars()["segm/AP50"] == pytest.approx(1.0)
+    table = coco_eval.format_metrics(metrics)
+    assert "APs" in table and "whale" in table and "n/a" in table
+
+
+def test_hand_computed_ap(tmp_path):
+    """Two objects; detections in order of score: a hit, a miss, a hit. Precision 1 to recall 1/2, then 2/3."""
+    file = write_annotations(tmp_path / "truth.json", [annotation(i, *e) for i, e in enumerate(OBJECTS[2:])])
+    results = [
+        result(*OBJECTS[2], score=0.9),
+        result(10, 0, (250, 150, 20, 20), score=0.8),
+        result(*OBJECTS[3], score=0.7),
+    ]
+    metrics = coco_eval.evaluate_coco(results, file)
+    # 51 of the 101 recall points lie in [0, 1/2].
+    assert metrics.bbox["AP"] == pytest.approx((51 * 1 + 50 * 2 / 3) / 101)
+    assert metrics.bbox["APs"] is None
+    assert metrics.segm["AP"] == pytest.approx(metrics.bbox["AP"])
+
+
+def test_shifted_boxes_count_up_to_their_iou(tmp_path):
+    """A 100 x 100 box moved by 12 pixels has IoU 88 / 112 = 0.786: right at 0.5, 0.55, ... 0.75, wrong above."""
+    file = write_annotations(tmp_path / "truth.json", [annotation(1, 10, 0, (50, 50, 100, 100))])
+    metrics = coco_eval.evaluate_coco([result(10, 0, (62, 50, 100, 100))], file)
+    for numbers in (metrics.bbox, metrics.segm):
+        assert numbers["AP"] == pytest.approx(0.6)
+        assert (numbers["AP50"], numbers["AP75"]) == pytest.approx((1.0, 1.0))
+
+
+def plain_ap(truth, found, threshold):
+    """AP of one class by the definition; truth: image id to N x 4 boxes (x, y, w, h), found: (score, image id, box)."""
+
+    def iou(a, b):
+        overlap = np.maximum(0, np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])).prod()
+        return overlap / (a[2:].prod() + b[2:].prod() - overlap)
+
+    taken, hits = set(), []
+    for _, image_id, box in sorted(found, key=lambda entry: -entry[0]):
+        free = [(iou(box, other), j) for j, other in enumerate(truth.get(image_id, [])) if (image_id, j) not in taken]
+        best, j = max(free, default=(0, None))
+        hits.append(best >= threshold)
+        if hits[-1]:
+            taken.add((image_id, j))
+    recall = np.cumsum(hits) / sum(len(boxes) for boxes in truth.values())
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    # NumPy's own points, as COCO has them: 0.29 and 29 / 100 need not be the same float.
+    points = np.linspace(0, 1, 101)
+    return np.mean([precision[recall >= point].max(initial=0) for point in points])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_agrees_with_an_own_implementation(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    image_ids = range(100, 112)
+    annotations, results = [], []
+    for image_id in image_ids:
+        for category_id in CATEGORIES.ids:
+            for _ in range(rng.integers(0, 5)):
+                box = np.round(np.r_[rng.uniform(0, 100, 2), rng.uniform(20, 90, 2)], 2)
+                annotations.append(annotation(len(annotations), image_id, category_id, box.tolist()))
+                for _ in range(rng.integers(0, 3)):
+                    moved = np.round(box + np.r_[rng.normal(0, 6, 2), 0, 0], 2)
+                    results.append(result(image_id, category_id, moved.tolist(), score=float(rng.random())))
+    file = write_annotations(tmp_path / "truth.json", annotations, image_ids)
+
+    metrics = coco_eval.evaluate_coco(results, file, iou_types=["bbox"])
+
+    expected = {}
+    for name, category_id in zip(CATEGORIES.names, CATEGORIES.ids):
+        truth = {}
+        for entry in annotations:
+            if entry["category_id"] == category_id:
+                truth.setdefault(entry["image_id"], []).append(np.array(entry["bbox"]))
+        found = [(r["score"], r["image_id"], np.array(r["bbox"])) for r in results if r["category_id"] == category_id]
+        expected[name] = np.mean([plain_ap(truth, found, t) for t in np.linspace(0.5, 0.95, 10)])
+    assert metrics.per_class["bbox"] == pytest.approx(expected, abs=1e-6)
+    assert metrics.bbox["AP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
+    assert 0.05 < metrics.bbox["AP"] < 0.95
+    assert metrics.segm == {} and "mask" not in coco_eval.format_metrics(metrics)
+
+
+def test_mean_over_classes_is_the_overall_ap(annotation_file):
+    results = [
+        result(*OBJECTS[0]),
+        result(*OBJECTS[1], score=0.5),
+        result(10, 7, (0, 0, 9, 9)),
+        result(10, 90, (0, 0, 9, 9)),
+    ]
+    metrics = coco_eval.evaluate_coco(results, annotation_file)
+    for kind, overall in metrics.overall().items():
+        values = [ap for ap in metrics.per_class[kind].values() if ap is not None]
+        assert len(values) == 2 and overall["AP"] == pytest.approx(np.mean(values))
+
+
+def test_crowds_are_ignored_and_uncompressed_rle_is_read(tmp_path):
+    crowd_mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    crowd_mask[100:180, 200:290] = 1
+    changes = 1 + np.flatnonzero(np.diff(crowd_mask.ravel(order="F")))
+    runs = np.diff(np.r_[0, changes, crowd_mask.size]).tolist()
+    segmentation = {"size": [HEIGHT, WIDTH], "counts": runs}
+    crowd = annotation(5, 10, 0, (200, 100, 90, 80), iscrowd=1, segmentation=segmentation)
+    file = write_annotations(tmp_path / "truth.json", [annotation(0, *OBJECTS[0]), crowd])
+    inside = result(10, 0, (210, 110, 30, 30), score=0.99)
+
+    metrics = coco_eval.evaluate_coco([result(*OBJECTS[0]), inside, inside], file)
+    assert (metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((1.0, 1.0))
+
+
+def test_objects_without_a_mask_are_ignored_for_masks_with_a_warning(tmp_path, caplog):
+    annotations = [annotation(3, *OBJECTS[0]), annotation(4, *OBJECTS[2], segmentation=[])]
+    file = write_annotations(tmp_path / "truth.json", annotations)
+    metrics = coco_eval.evaluate_coco([result(*OBJECTS[0])], file)
+    assert metrics.segm["AP"] == pytest.approx(1.0) and metrics.bbox["AP"] < 0.9
+    assert "1 of 2 objects have no mask" in caplog.text and "annotation 4 of image 11" in caplog.text
+
+    maskless = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in annotations]
+    file = write_annotations(tmp_path / "boxes.json", maskless)
+    assert coco_eval.evaluate_coco([result(*OBJECTS[0])], file, iou_types=["bbox"]).bbox["AP50"] > 0
+    with pytest.raises(ValueError, match=r"no object in .*boxes.json has a mask: .*MODE_MASK=False"):
+        coco_eval.evaluate_coco([result(*OBJECTS[0])], file)
+
+
+def test_mask_area_decides_small_medium_large(tmp_path):
+    """A thin diagonal mask of a large box is a small object, whatever the box in the results says."""
+    triangle = [10.0, 10.0, 150.0, 150.0, 150.0, 155.0]
+    truth = annotation(1, 10, 0, (10, 10, 140, 145), segmentation=[triangle], area=350.0)
+    file = write_annotations(tmp_path / "truth.json", [truth])
+    rle = mask_utils.merge(mask_utils.frPyObjects([triangle], HEIGHT, WIDTH))
+    right = result(10, 0, (10, 10, 140, 145), score=0.5) | {"segmentation": rle}
+    # Wrong, and small by its mask: it must count against the small objects although its box is large.
+    wrong = result(10, 0, (100, 0, 10, 10), score=0.9) | {"bbox": [0, 0, 200, 150]}
+    metrics = coco_eval.evaluate_coco([right, wrong], file)
+    assert metrics.segm["APs"] == pytest.approx(0.5)
+
+
+def test_no_detections(annotation_file):
+    metrics = coco_eval.evaluate_coco([], annotation_file)
+    assert (metrics.bbox["AP"], metrics.segm["AP"], metrics.bbox["AR100"]) == (0.0, 0.0, 0.0)
+    assert metrics.per_class["bbox"] == {"ship": 0.0, "buoy": 0.0, "whale": None}
+    assert coco_eval.format_metrics(metrics).startswith("Nothing was detected: every AP is 0.")
+
+
+def test_no_ground_truth(tmp_path):
+    file = write_annotations(tmp_path / "truth.json", [])
+    metrics = coco_eval.evaluate_coco([result(10, 0, (1, 2, 3, 4))], file)
+    assert metrics.bbox["AP"] is None and metrics.scalars() == {}
+    assert "n/a" in coco_eval.format_metrics(metrics)
+
+
+def test_more_than_100_detections(tmp_path):
+    boxes = [(20.0 * (i % 15), 10.0 * (i // 15), 18.0, 8.0) for i in range(150)]
+    file = write_annotations(tmp_path / "truth.json", [annotation(i, 10, 0, box) for i, box in enumerate(boxes)])
+    results = [result(10, 0, box, score=1 - i / 1000) for i, box in enumerate(boxes)]
+    metrics = coco_eval.evaluate_coco(results, file, max_detections=150)
+    assert (metrics.bbox["AR150"], metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((1.0, 1.0, 1.0))
+    assert coco_eval.evaluate_coco(results, file, max_detections=5).bbox["AR100"] == pytest.approx(2 / 3)
+
+
+def test_classes_of_one_name_stay_apart(tmp_path):
+    twins = Categories(names=("cup", "cup"), ids=(1, 2))
+    file = write_annotations(tmp_path / "truth.json", [annotation(0, 10, 1, (1, 1, 9, 9))], categories=twins)
+    metrics = coco_eval.evaluate_coco([result(10, 1, (1, 1, 9, 9))], file, categories=twins)
+    assert metrics.per_class["bbox"] == {"cup (id 1)": pytest.approx(1.0), "cup (id 2)": None}
+
+
+def test_classes_of_the_model_that_the_file_lacks_are_not_scored(annotation_file):
+    wider = Categories(names=("plane", *CATEGORIES.names), ids=(55, *CATEGORIES.ids))
+    results = [result(*entry) for entry in OBJECTS] + [result(10, 55, (1, 1, 9, 9))]
+    metrics = coco_eval.evaluate_coco(results, annotation_file, categories=wider)
+    assert metrics.bbox["AP"] == pytest.approx(1.0) and "plane" not in metrics.per_class["bbox"]
+    with pytest.raises(ValueError, match="category_ids are not in .*: 55"):
+        coco_eval.evaluate_coco(results, annotation_file)
+
+
+def test_mistakes_are_named(tmp_path, annotation_file):
+    good = result(*OBJECTS[0])
+    boxes_only = {key: value for key, value in good.items() if key != "segmentation"}
+    cases = [
+        ([good | {"image_id": 99}], r"1 of the results' image_ids are not in .*truth.json: 99.*DATA.VAL"),
+        ([good | {"category_id": 3}], r"1 of the results' category_ids are not in .*truth.json: 3"),
+        ({"a": 1}, "COCO results are a list with one entry per detection, not dict"),
+        ([good, {"image_id": 10}], "result number 1 has no category_id, bbox, score, segmentation"),
+        ([good, boxes_only], "result number 1 has no segmentation: score boxes alone with MODE_MASK=False"),
+        ([3], "result number 0 has no image_id"),
+    ]
+    for results, message in cases:
+        with pytest.raises(ValueError, match=message):
+            coco_eval.evaluate_coco(results, annotation_file)
+    with pytest.raises(FileNotFoundError, match="annotation file .*none.json does not exist"):
+        coco_eval.evaluate_coco([good], tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"categories are not those of .*truth.json .*id 7: rock / buoy"):
+        other = Categories(names=("ship", "rock", "whale"), ids=CATEGORIES.ids)
+        coco_eval.evaluate_coco([good], annotation_file, categories=other)
+
+    bad = tmp_path / "bad.json"
+    for text, message in [
+        ("[1", "bad.json is not JSON"),
+        ("[]", "bad.json is no COCO annotation file with ground truth: no images, annotations, categories"),
+        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"images\[0\] \(id 4\) has no height"),
+    ]:
+        bad.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            coco_eval.evaluate_coco([good], bad)
+
+
+def test_coordinates_as_fractions_of_the_image(tmp_path):
+    size = np.array([WIDTH, HEIGHT] * 2)
+    annotations = []
+    for i, (image_id, category_id, box) in enumerate(OBJECTS):
+        polygon = (np.reshape(polygon_of(box), (-1, 2)) / size[:2]).ravel().tolist()
+        fractions = (box / size).tolist()
+        annotations.append(annotation(i, image_id, category_id, fractions, segmentation=[polygon]))
+    file = write_annotations(tmp_path / "truth.json", annotations)
+    results = [result(*entry) for entry in OBJECTS]
+    metrics = coco_eval.evaluate_coco(results, file, absolute_coord=False)
+    assert (metrics.bbox["AP"], metrics.segm["AP"], metrics.bbox["APl"]) == pytest.approx((1, 1, 1))
+    assert coco_eval.evaluate_coco(results, file).bbox["AP"] == 0
+
+
+def run_command(*args):
+    return subprocess.run(
+        [sys.executable, ROOT / "eval.py", *map(str, args)], capture_output=True, text=True, timeout=60
+    )
+
+
+def test_the_command(tmp_path, annotation_file):
+    results = tmp_path / "out.json"
+    results.write_text(json.dumps([result(*entry) for entry in OBJECTS[1:]]))
+    val = f"DATA.VAL={annotation_file}:{tmp_path}"
+
+    done = run_command(results, "--config", val)
+    assert done.returncode == 0, done.stderr
+    assert "mask AP" in done.stdout and "buoy" in done.stdout and "out.metrics.json" in done.stdout
+    written = json.loads((tmp_path / "out.metrics.json").read_text())
+    assert written["per_class"]["segm"]["buoy"] == pytest.approx(1.0)
+    assert 0 < written["bbox"]["AP"] < 1 and written["num_detections"] == 3
+
+    assert "mask" not in run_command(results, "--config", val, "MODE_MASK=False").stdout
+    results.write_text("[]")
+    done = run_command(results, "--config", val)
+    assert done.returncode == 0 and "Nothing was detected" in done.stdout
+
+
+def test_mistakes_of_the_command_are_one_line(tmp_path, annotation_file):
+    good = tmp_path / "out.json"
+    good.write_text("{}")
+    val = f"DATA.VAL={annotation_file}:{tmp_path}"
+    for args, message in [
+        ((tmp_path / "none.json", "--config", val), "results file"),
+        ((good, "--config", val), "a list with one entry per detection, not dict"),
+        ((good, good, "--config", val), "2 results files but 1 sets in DATA.VAL"),
+    ]:
+        done = run_command(*args)
+        assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_help_needs_no_tensorflow():
+    code = "import sys; sys.argv=['eval.py', '--help']; import eval\n"
+    code += "try: eval.main()\nfinally: assert 'tensorflow' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "DATA.VAL" in done.stdout, done.stderr

@@ -1,0 +1,263 @@
+"""Photos and data sets through the library and the command, with a detector whose answer is known."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from bright_box import CATEGORIES, PHOTOS, WEIGHTS, BrightBoxDetector
+from pycocotools import mask as mask_utils
+
+import predict
+from config import default_config, finalize_configs
+from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
+from FasterRCNN.engine import weights as weight_files
+from FasterRCNN.structures import Categories
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = ["PREPROC.TEST_SHORT_EDGE_SIZE=64", "PREPROC.MAX_SIZE=128", "MODE_FPN=True"]
+NAMED = ["DATA.CLASS_NAMES=[dim,bright]", "DATA.CATEGORY_IDS=[3,8]"]
+
+
+@pytest.fixture(autouse=True)
+def known_detector(monkeypatch):
+    monkeypatch.setattr("FasterRCNN.modeling.build.build_detector", lambda cfg: BrightBoxDetector())
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A weights file that carries its config."""
+    cfg = default_config()
+    cfg.update_args(SETTINGS + NAMED)
+    path = tmp_path / "model.npz"
+    weight_files.save_npz(path, {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]}, cfg.to_dict())
+    return path
+
+
+@pytest.fixture
+def photo_dir(tmp_path):
+    """PHOTOS as 0.png ... 6.png, and one file that is no image."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, (image, _) in enumerate(PHOTOS):
+        cv2.imwrite(str(folder / f"{i}.png"), image)
+    (folder / "notes.txt").write_text("not a photo")
+    return folder
+
+
+def write_annotations(path, *, category_ids=(3, 8), names=CATEGORIES.names):
+    """The rectangles of PHOTOS as objects of the class bright."""
+    images, annotations = [], []
+    for i, (image, box) in enumerate(PHOTOS):
+        images.append({"id": 50 + i, "file_name": f"{i}.png", "height": image.shape[0], "width": image.shape[1]})
+        if box is not None:
+            x1, y1, x2, y2 = box
+            sides = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)}
+            polygon = {"segmentation": [[x1, y1, x2, y1, x2, y2, x1, y2]], "iscrowd": 0}
+            annotations.append({"id": i, "image_id": 50 + i, "category_id": category_ids[1], **sides, **polygon})
+    categories = [{"id": category_id, "name": name} for category_id, name in zip(category_ids, names)]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+    return path
+
+
+def test_predict_files(tmp_path, model, photo_dir):
+    predictor, _ = predict.load_predictor(model)
+    assert predictor.categories == Categories(names=("dim", "bright"), ids=(3, 8))
+    with predictor:
+        done = predict.predict_files(predictor, [photo_dir], tmp_path / "out" / "deep", score_threshold=0.5)
+
+    files = [str(photo_dir / f"{i}.png") for i in range(len(PHOTOS))]
+    assert list(done.pictures) == files and not done.failures
+    entries = json.loads(done.detections_file.read_text())
+    assert [entry["file_name"] for entry in entries] == files
+    assert json.loads((tmp_path / "out/deep/0_detected.json").read_text()) == entries[0]
+    assert (entries[0]["height"], entries[0]["width"]) == (128, 200)
+    first, second = entries[0]["detections"]
+    assert (first["name"], first["category_id"], first["score"]) == ("bright", 8, 0.75)
+    assert (second["name"], second["category_id"]) == ("dim", 3)
+    np.testing.assert_allclose(first["bbox"], [20, 30, 70, 80], atol=4)
+    assert mask_utils.area(first["segmentation"]) == pytest.approx(70 * 80, rel=0.1)
+    assert entries[1]["detections"] == []
+
+    # Blue to red, a drawn picture is no longer grey; one without detections is.
+    drawn, plain = (cv2.imread(str(done.pictures[file])) for file in files[:2])
+    assert (drawn.max(axis=2) - drawn.min(axis=2)).max() > 50
+    assert (plain.max(axis=2) - plain.min(axis=2)).max() == 0
+
+
+def test_unreadable_photos_are_named_and_the_rest_predicted(tmp_path, model, photo_dir, capsys):
+    bad, missing = photo_dir / "bad.jpg", photo_dir / "missing.jpg"
+    bad.write_bytes(b"no image")
+    inputs = [str(photo_dir / "0.png"), str(bad), str(missing), str(photo_dir / "2.png")]
+    status = predict.run_prediction(model, inputs=inputs, output_dir=tmp_path / "out", show=False)
+
+    assert status == 1
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and str(bad) in errors[0] and str(missing) in errors[1]
+    assert "0_detected.png" in captured.out and "2_detected.png" in captured.out
+    assert len(json.loads((tmp_path / "out/detections.json").read_text())) == 2
+
+
+def test_inputs_are_files_folders_and_globs(tmp_path, photo_dir):
+    one = str(photo_dir / "1.png")
+    assert predict.expand_inputs([one, photo_dir / "[12].png"]) == [one, str(photo_dir / "2.png")]
+    assert len(predict.expand_inputs([photo_dir])) == len(PHOTOS)
+    bracketed = photo_dir / "a[1].png"
+    bracketed.write_bytes(b"")
+    assert predict.expand_inputs([bracketed]) == [str(bracketed)]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(ValueError, match=r"no image \(.jpg, .*\) in folder .*empty"):
+        predict.expand_inputs([empty])
+    with pytest.raises(ValueError, match=r"no file matches .*z\*"):
+        predict.expand_inputs([tmp_path / "z*"])
+
+
+def test_names_stay_apart():
+    assert predict.unique_names(["a", "A", "a_2", "a", "b"]) == ["a", "A_2", "a_2_2", "a_3", "b"]
+
+
+def test_evaluate_each_set(tmp_path, model, photo_dir, capsys):
+    """A second set with the same classes under other ids gets its own ids in its results."""
+    first = write_annotations(tmp_path / "first.json")
+    other = write_annotations(tmp_path / "other.json", category_ids=(7, 0))
+    sets = f"DATA.VAL=['{first}:{photo_dir}','{other}:{photo_dir}']"
+    output = tmp_path / "out.json"
+
+    assert predict.run_prediction(model, overrides=[sets], evaluate=output) == 0
+
+    printed = capsys.readouterr().out
+    assert "AP50" in printed and "mask AP" in printed and "bright" in printed
+    for name, category_ids in (("first", {3, 8}), ("other", {7, 0})):
+        results = json.loads((tmp_path / f"out.{name}.json").read_text())
+        assert {result["category_id"] for result in results} == category_ids
+        assert {result["image_id"] for result in results} == {50, 52, 53, 54, 55, 56}
+        metrics = json.loads((tmp_path / f"out.{name}.metrics.json").read_text())
+        assert metrics["bbox"]["AP50"] == metrics["segm"]["AP50"] == pytest.approx(1.0)
+        assert metrics["per_class"]["bbox"]["dim"] is None
+    assert not output.exists()
+
+    boxes_only = [f"DATA.VAL={first}:{photo_dir}", "MODE_MASK=False"]
+    assert predict.run_prediction(model, overrides=boxes_only, evaluate=output) == 0
+    assert "mask" not in capsys.readouterr().out
+    assert "segmentation" not in json.loads(output.read_text())[0]
+
+
+def test_unreadable_images_of_a_set_count_as_empty(tmp_path, model, photo_dir, caplog):
+    dataset = predict.load_dataset(f"{write_annotations(tmp_path / 'a.json')}:{photo_dir}", basedir="")
+    with predict.load_predictor(model)[0] as predictor:
+        (photo_dir / "0.png").unlink()
+        metrics = predict.evaluate_model(predictor, dataset, tmp_path / "out.json")
+        # 5 of 6 objects: precision 1 up to recall 5/6, 84 of 101 points.
+        assert metrics.bbox["AP50"] == pytest.approx(84 / 101)
+        assert "0.png" in caplog.text
+        for file in photo_dir.glob("*.png"):
+            file.unlink()
+        with pytest.raises(ValueError, match=r"no image of a can be read; the first: .*0.png"):
+            predict.evaluate_model(predictor, dataset, tmp_path / "out.json")
+
+
+def test_a_model_that_finds_nothing(tmp_path, model, photo_dir, capsys):
+    weights = {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]} | {"bright/threshold": np.array([300], np.float32)}
+    cfg = default_config()
+    cfg.update_args(SETTINGS + NAMED + [f"DATA.VAL={write_annotations(tmp_path / 'a.json')}:{photo_dir}"])
+    weight_files.save_npz(model, weights, cfg.to_dict())
+    assert predict.run_prediction(model, evaluate=tmp_path / "out.json") == 0
+    assert "Nothing was detected: every AP is 0." in capsys.readouterr().out
+    assert json.loads((tmp_path / "out.json").read_text()) == []
+
+
+def test_other_classes_than_the_models_are_an_error(tmp_path, model, photo_dir):
+    file = write_annotations(tmp_path / "a.json", names=("dim", "dark"))
+    with pytest.raises(ValueError, match="dark"):
+        predict.run_prediction(model, overrides=[f"DATA.VAL={file}:{photo_dir}"], evaluate=tmp_path / "out.json")
+
+
+def test_config_of_the_weights_then_file_then_overrides(tmp_path, model):
+    file = tmp_path / "more.yaml"
+    file.write_text("TEST: {RESULTS_PER_IM: 7, IMS_PER_GPU: 2}")
+    predictor, cfg = predict.load_predictor(model, ["TEST.IMS_PER_GPU=3"], file)
+    assert (cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.TEST.RESULTS_PER_IM, cfg.TEST.IMS_PER_GPU) == (64, 7, 3)
+    assert (predictor.ims_per_batch, predictor.with_masks) == (3, True)
+
+
+def test_names_for_weights_without_a_config(tmp_path, photo_dir, caplog):
+    """tensorpack's published files: names come from the annotations; without them 80 classes are COCO's."""
+    path = tmp_path / "plain.npz"
+    weight_files.save_npz(path, {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]})
+    predictor, cfg = predict.load_predictor(path, SETTINGS)
+    assert predictor.categories == COCO_CATEGORIES and len(COCO_CATEGORIES) == cfg.DATA.NUM_CLASS == 80
+    assert COCO_CATEGORIES.by_id[90] == "toothbrush" and COCO_CATEGORIES.by_id[28] == "umbrella"
+    assert "carries no config" in caplog.text and "COCO's" in caplog.text
+
+    annotations = write_annotations(tmp_path / "a.json")
+    predictor, _ = predict.load_predictor(path, [*SETTINGS, f"DATA.TRAIN={annotations}:{photo_dir}"])
+    assert predictor.categories.by_id == {3: "dim", 8: "bright"}
+
+    cfg = default_config()
+    heads = {"fastrcnn/outputs/class/b": np.zeros(4)}
+    assert predict.find_categories(cfg, heads).by_id == {1: "class 1", 2: "class 2", 3: "class 3"}
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "other.npz"
+    weight_files.save_npz(path, {"bright/score": WEIGHTS["bright/score"]})
+    with pytest.raises(ValueError, match="(?s)other.npz.*missing.*bright 1"):
+        predict.load_predictor(path, SETTINGS)
+    with pytest.raises(FileNotFoundError, match=r"none.npz"):
+        predict.load_predictor(tmp_path / "none.npz")
+
+
+def test_build_predictor_for_the_training_callback():
+    cfg = default_config()
+    cfg.update_args([*SETTINGS, *NAMED, "MODE_MASK=False"])
+    finalize_configs(cfg, is_training=False)
+    with predict.build_predictor(cfg, WEIGHTS) as predictor:
+        (found,) = predictor.predict([PHOTOS[0][0]])
+    assert found.labels.tolist() == [2, 1] and found.masks is None
+
+
+def test_no_window_without_a_display(monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert not predict.can_show()
+    # A display that does not answer, or an OpenCV without windows: the probe fails, nothing crashes here.
+    monkeypatch.setenv("DISPLAY", ":9999")
+    assert not predict.can_show()
+
+
+def test_windows_until_q(tmp_path, model, photo_dir, monkeypatch):
+    shown, keys = [], iter([ord(" "), ord("q")])
+    monkeypatch.setattr(predict, "can_show", lambda: True)
+    monkeypatch.setattr(predict.cv2, "imshow", lambda title, picture: shown.append(picture.shape))
+    monkeypatch.setattr(predict.cv2, "waitKey", lambda delay: next(keys))
+    monkeypatch.setattr(predict.cv2, "destroyAllWindows", lambda: None)
+    with predict.load_predictor(model)[0] as predictor:
+        done = predict.predict_files(predictor, [photo_dir], tmp_path / "out", show=True)
+    assert len(shown) == 2 and len(done.pictures) == len(PHOTOS)
+
+
+def run_command(*args):
+    command = [sys.executable, ROOT / "predict.py", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_names_mistakes_in_one_line(tmp_path, photo_dir):
+    done = run_command(tmp_path / "z*", "--load", tmp_path / "none.npz")
+    assert done.returncode == 2 and done.stderr == f"error: no file matches {tmp_path}/z*\n"
+    done = run_command("--load", tmp_path / "none.npz")
+    assert done.returncode == 2 and "nothing to do" in done.stderr
+    done = run_command(photo_dir, "--load", tmp_path / "none.npz")
+    assert done.returncode == 2 and "no weights at" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_needs_no_tensorflow():
+    code = "import sys; sys.argv=['predict.py', '--help']; import predict\n"
+    code += "try: predict.main()\nfinally: assert 'tensorflow' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "--evaluate" in done.stdout, done.stderr

@@ -1,0 +1,220 @@
+"""Photos to detections, with a detector whose answer is known."""
+
+import threading
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from bright_box import CATEGORIES, MASK_SIDE, PHOTOS, SLOTS, WEIGHTS, BrightBoxDetector, photo
+from pycocotools import mask as mask_utils
+
+from config import default_config, finalize_configs
+from FasterRCNN.engine.predictor import Predictor, build_constant_graph, map_ahead
+from FasterRCNN.modeling.build import build_detector
+
+TINY_FPN = {
+    "MODE_FPN": True,
+    "DATA.NUM_CLASS": 3,
+    "BACKBONE.CHANNELS": 32,
+    "BACKBONE.RESNET_NUM_BLOCKS": [1, 1, 1, 1],
+    "FPN.NUM_CHANNEL": 32,
+    "FPN.FRCNN_FC_HEAD_DIM": 32,
+    "MRCNN.HEAD_DIM": 32,
+    "TEST.RESULT_SCORE_THRESH": 0.0,
+    "TEST.RESULTS_PER_IM": 10,
+}
+
+
+def predictor(weights=WEIGHTS, **changes):
+    settings = {"short_edge": 64, "max_size": 120, "pad_multiple": 32, "ims_per_batch": 1, "with_masks": True}
+    return Predictor(BrightBoxDetector(), weights, categories=CATEGORIES, **settings | changes)
+
+
+def check(detections, truth, height, width):
+    if truth is None:
+        assert len(detections) == 0 and detections.masks == []
+        assert detections.boxes.shape == (0, 4)
+        return
+    assert detections.boxes.dtype == np.float32 and detections.boxes.shape == (2, 4)
+    # A pixel of the resized image is up to 2.6 pixels of the photo.
+    np.testing.assert_allclose(detections.boxes[0], truth, atol=4)
+    np.testing.assert_allclose(detections.scores, [0.75, 0.375])
+    assert detections.labels.tolist() == [2, 1]
+    assert detections.masks[0]["size"] == [height, width]
+    mask = mask_utils.decode(detections.masks[0])
+    x1, y1, x2, y2 = np.round(detections.boxes[0]).astype(int)
+    inside = np.zeros((height, width), np.uint8)
+    inside[y1:y2, x1:x2] = 1
+    assert np.logical_and(mask, inside).sum() / np.logical_or(mask, inside).sum() > 0.9
+
+
+@pytest.mark.parametrize("ims_per_batch", [1, 2, 3])
+def test_boxes_and_masks_are_in_the_photos_pixels_and_order(ims_per_batch):
+    with predictor(ims_per_batch=ims_per_batch) as model:
+        found = model.predict(image for image, _ in PHOTOS)
+    assert len(found) == len(PHOTOS)
+    for detections, (image, truth) in zip(found, PHOTOS):
+        check(detections, truth, *image.shape[:2])
+
+
+def test_batch_size_changes_nothing():
+    images = [image for image, _ in PHOTOS]
+    with predictor() as one, predictor(ims_per_batch=4) as four:
+        for a, b in zip(one.predict(images), four.predict(images)):
+            np.testing.assert_array_equal(a.boxes, b.boxes)
+            assert a.masks == b.masks
+
+
+def test_no_images():
+    with predictor() as model:
+        assert model.predict([]) == []
+
+
+def test_score_threshold_and_boxes_without_masks():
+    with predictor(score_threshold=0.5, with_masks=False) as model:
+        (detections,) = model.predict([PHOTOS[0][0]])
+    assert detections.labels.tolist() == [2] and detections.masks is None
+
+
+def test_images_are_padded_to_the_multiple_and_batched_by_shape():
+    shapes = []
+    with predictor(ims_per_batch=2) as model:
+        run = model.network_only
+        model.network_only = lambda image, size: shapes.append((image.shape, size.tolist())) or run(image, size)
+        tall, wide = photo(200, 100), photo(100, 200)
+        model.predict([tall, wide, tall, wide, wide])
+    # The shorter side would be 64, the longer 128: 120 is the greatest allowed.
+    assert [shape for shape, _ in shapes] == [(2, 128, 64, 3), (2, 64, 128, 3), (1, 64, 128, 3)]
+    assert shapes[0][1] == [[120, 60]] * 2 and shapes[2][1] == [[60, 120]]
+
+
+def test_a_stream_is_answered_before_it_ends():
+    taken = []
+
+    def camera():
+        while True:
+            taken.append(len(taken))
+            yield PHOTOS[0][0]
+
+    with predictor() as model:
+        stream = model.predict_stream(camera())
+        for _ in range(3):
+            check(next(stream), PHOTOS[0][1], 128, 200)
+        stream.close()
+    assert len(taken) < 25
+
+
+def test_network_only():
+    with predictor() as model:
+        outputs = model.network_only(photo(64, 96, (1, 2, 31, 42))[None], np.array([[64, 96]], np.int32))
+    assert list(outputs) == ["boxes", "scores", "labels", "num_detections", "masks"]
+    assert outputs["boxes"][0, 0].tolist() == [1, 2, 31, 42]
+    assert outputs["masks"].shape == (1, SLOTS, MASK_SIDE, MASK_SIDE)
+
+
+def test_weights_are_constants_made_once():
+    graph, inputs, outputs = build_constant_graph(BrightBoxDetector(), WEIGHTS, batch_size=1)
+    kinds = [op.type for op in graph.get_operations()]
+    assert not {"VariableV2", "VarHandleOp"} & set(kinds)
+    constants = [op.name for op in graph.get_operations() if op.type == "Const"]
+    assert [name for name in constants if "threshold" in name] == ["bright/threshold"]
+    assert inputs[0].shape.as_list() == [1, None, None, 3]
+    assert "canvas" in outputs
+    assert build_constant_graph(BrightBoxDetector(), WEIGHTS, batch_size=None)[1][0].shape[0] is None
+
+
+class TwoConvolutions:
+    """A kernel that a normalisation multiplies, shared by a branch, as the detector's layers have them."""
+
+    def detect(self, image, image_size):
+        with tf.variable_scope("conv"):
+            kernel, scale = tf.get_variable("W", [3, 3, 3, 2]), tf.get_variable("bn/gamma", [2])
+        x = tf.nn.conv2d(tf.cast(image, tf.float32), kernel * scale, 1, "SAME")
+
+        def branch():
+            with tf.variable_scope("conv", reuse=True):
+                return x * tf.get_variable("bn/gamma", [2])
+
+        return {"x": tf.cond(image_size[0, 0] > 4, branch, lambda: x)}
+
+
+def test_constants_give_what_variables_give():
+    rng = np.random.default_rng(0)
+    weights = {"conv/W": rng.normal(size=(3, 3, 3, 2)).astype("f"), "conv/bn/gamma": np.array([2, 3], np.float32)}
+    feed = [rng.integers(0, 255, (1, 8, 8, 3)).astype(np.uint8), np.array([[8, 8]], np.int32)]
+
+    graph, inputs, outputs = build_constant_graph(TwoConvolutions(), weights, batch_size=1)
+    with tf.Session(graph=graph) as session:
+        frozen = session.run(outputs["x"], dict(zip(inputs, feed)))
+
+    with tf.Graph().as_default(), tf.Session() as session:
+        output = TwoConvolutions().detect(*(tf.constant(value) for value in feed))["x"]
+        for variable in tf.global_variables():
+            variable.load(weights[variable.op.name], session)
+        expected = session.run(output)
+    np.testing.assert_allclose(frozen, expected, rtol=1e-5, atol=1e-2)
+
+
+def test_a_built_detector_gives_what_its_variables_give():
+    cfg = default_config()
+    cfg.update_dict(TINY_FPN)
+    finalize_configs(cfg, is_training=False)
+    rng = np.random.default_rng(1)
+    feed = [rng.integers(0, 255, (1, 96, 128, 3)).astype(np.uint8), np.array([[96, 120]], np.int32)]
+    with tf.Graph().as_default(), tf.Session() as session:
+        outputs = build_detector(cfg).detect(*(tf.constant(value) for value in feed))
+        session.run(tf.global_variables_initializer())
+        weights = session.run({variable.op.name: variable for variable in tf.global_variables()})
+        expected = session.run(outputs)
+
+    graph, inputs, outputs = build_constant_graph(build_detector(cfg), weights, batch_size=1)
+    with tf.Session(graph=graph) as session:
+        found = session.run(outputs, dict(zip(inputs, feed)))
+    assert found["num_detections"] == expected["num_detections"] > 0
+    np.testing.assert_allclose(found["scores"], expected["scores"], atol=1e-4)
+    assert found["masks"].shape == expected["masks"].shape
+
+
+def test_weights_that_do_not_fit_are_named():
+    lacking = {name: value for name, value in WEIGHTS.items() if name != "bright/score"}
+    with pytest.raises(ValueError, match=r"(?s)model.npz.*missing.*bright"):
+        predictor(lacking, source="model.npz")
+    wrong = WEIGHTS | {"bright/score": np.zeros(7, np.float32)}
+    with pytest.raises(ValueError, match="(?s)bright/score is 7, the model's 1"):
+        predictor(wrong)
+
+
+@pytest.mark.parametrize(
+    "image, given",
+    [
+        (None, "NoneType"),
+        (np.zeros((5, 5), np.uint8), r"uint8 \(5, 5\)"),
+        (np.zeros((5, 5, 4), np.uint8), r"uint8 \(5, 5, 4\)"),
+        (np.zeros((5, 5, 3), np.float32), r"float32 \(5, 5, 3\)"),
+        (np.zeros((0, 5, 3), np.uint8), r"empty: its shape is \(0, 5, 3\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused(image, given):
+    with predictor() as model, pytest.raises(ValueError, match=f"image number 1 is {given}"):
+        model.predict([PHOTOS[0][0], image])
+
+
+def test_map_ahead_keeps_order_bounds_and_errors():
+    gate, started = threading.Event(), []
+
+    def slow_first(item):
+        started.append(item)
+        if item == 0:
+            gate.wait(10)
+        return item * item
+
+    gate_timer = threading.Timer(0.2, gate.set)
+    gate_timer.start()
+    results = map_ahead(slow_first, range(20), threads=2)
+    assert next(results) == 0
+    assert len(started) <= 5  # 2 threads, 4 wait, one is out
+    assert list(results) == [i * i for i in range(1, 20)]
+    gate_timer.join()
+    assert list(map_ahead(len, [], threads=1)) == []
+    with pytest.raises(ZeroDivisionError):
+        list(map_ahead(lambda item: 1 // item, [1, 0], threads=1))
