@@ -11,6 +11,7 @@ import argparse
 import ast
 import difflib
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -23,6 +24,11 @@ from dataclasses import FrozenInstanceError, dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
+
+# Every command imports this module before any package, so that a Python without them is told what to do.
+if _absent := [name for name in ("cv2", "numpy", "pycocotools", "tensorflow", "tensorpack", "yaml")
+               if importlib.util.find_spec(name) is None]:
+    sys.exit(f"error: {sys.executable} lacks {', '.join(_absent)}: run `make setup`, then `source .venv/bin/activate`")
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""What runs a model: training, weights, prediction and export."""

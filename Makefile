@@ -1,0 +1,53 @@
+# `make demo` is the whole road on drawn data; `make help` lists the rest.
+VENV := .venv
+PYTHON ?= python3
+# A .venv made with GPU=1 stays so until GPU=0 asks otherwise.
+GPU ?= $(if $(wildcard $(VENV)/installed-gpu),1,0)
+DEMO_DIR ?= demo_output
+
+DEVICE := $(if $(filter 1,$(GPU)),gpu,cpu)
+REQUIREMENTS := requirements.txt requirements-$(DEVICE).txt requirements-dev.txt
+# Says that $(VENV) is complete and which TensorFlow it holds; written last, so that an interrupted set-up starts again.
+STAMP := $(VENV)/installed-$(DEVICE)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint lock clean
+
+help:  ## this list
+	@echo "usage: make TARGET [GPU=1] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA)
+
+demo: setup  ## draw shapes, train on them, evaluate, predict (12 minutes on 2 cores)
+	$(VENV)/bin/python demo/shapes_demo.py --output-dir $(DEMO_DIR)
+
+test: lint  ## lint and tests
+	$(VENV)/bin/python -m pytest tests
+
+lint: setup  ## ruff
+	$(VENV)/bin/python -m ruff check .
+
+lock: setup  ## renew constraints.txt from requirements*.txt (installs uv into .venv)
+	$(VENV)/bin/python -m pip install --quiet uv
+	$(VENV)/bin/uv pip compile --quiet --universal --python-version 3.10 --strip-extras --no-annotate --upgrade \
+	    --custom-compile-command "make lock" requirements.txt requirements-*.txt --output-file constraints.txt
+
+clean:  ## remove .venv, caches and the demo's output
+	rm -rf $(VENV) $(DEMO_DIR) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): $(REQUIREMENTS) constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	    echo "error: Python 3.10 to 3.13 is needed, but $(PYTHON) is: $$($(PYTHON) --version 2>&1 || true)." \
+	         "Name another one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "error: $(PYTHON) cannot make virtual environments. Install what it lacks: sudo apt-get install" \
+	         "$$($(PYTHON) -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')" >&2; exit 1; }
+	@echo "Setting up $(VENV) for TensorFlow on the $(DEVICE): a few minutes, most of it download."
+	$(PYTHON) -m venv --clear $(VENV)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --only-binary=:all: \
+	    $(REQUIREMENTS:%=--requirement %) --constraint constraints.txt
+	@touch $@
+	@echo "Done. Now: source $(VENV)/bin/activate"
