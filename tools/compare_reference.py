@@ -90,11 +90,13 @@ def case_config(case, *, is_training):
 
 
 def reference_session(tf):
-    """Return a session whose variables hold the reference values."""
+    """Return a session whose variables hold the reference values (an optimizer's own: their start values)."""
     from FasterRCNN.engine.weights import restore
 
     session = tf.Session()
-    restore(session, {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()})
+    session.run(tf.global_variables_initializer())
+    variables = [v for v in tf.global_variables() if not v.op.name.endswith("/Momentum")]
+    restore(session, {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in variables})
     return session
 
 
