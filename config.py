@@ -59,7 +59,7 @@ def one_of(*choices: Any) -> Limit:
 
 
 AT_LEAST_ONE = Limit("at least 1", lambda x: x is None or x >= 1)
-NOT_NEGATIVE = Limit("at least 0", lambda x: x >= 0)
+NOT_NEGATIVE = Limit("at least 0", lambda x: x is None or x >= 0)
 ABOVE_ZERO = Limit("above 0", lambda x: x > 0)
 SHARE = Limit("above 0 and at most 1", lambda x: 0 < x <= 1)
 BELOW_ONE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -115,7 +115,7 @@ TABLE = (
     Key("BACKBONE.STRIDE_1X1", False, bool,
         "stride in a block's first 1x1 convolution (MSRA/caffe2 weights), not the 3x3"),
     # ---- training ----
-    Key("TRAIN.NUM_GPUS", None, int | None, "GPUs of this machine to train on; None: all that are found", AT_LEAST_ONE),
+    Key("TRAIN.NUM_GPUS", None, int | None, "GPUs to train on; None: all that are found, 0: the CPU", NOT_NEGATIVE),
     Key("TRAIN.IMS_PER_GPU", 1, int, "images per device and step", AT_LEAST_ONE),
     Key("TRAIN.SEED", 0, int, "seed of the images' order, augmentation, sampling and start values", NOT_NEGATIVE),
     Key("TRAIN.BASE_LR", 1e-2, float, "learning rate for 8 images a step; scaled with the true batch", ABOVE_ZERO),
@@ -185,7 +185,7 @@ TABLE = (
     Key("FPN.CASCADE", False, bool, "three box heads in a row (Cascade R-CNN)"),
     # ---- mask head, cascade ----
     Key("MRCNN.HEAD_DIM", 256, int, "channels of the mask head", AT_LEAST_ONE),
-    Key("MRCNN.ACCURATE_PASTE", True, bool, "paste masks aligned to pixel centres; False: to whole pixels, faster"),
+    Key("MRCNN.ACCURATE_PASTE", True, bool, "paste masks into the boxes as they are; False: rounded to pixels"),
     Key("CASCADE.IOUS", (0.5, 0.6, 0.7), list[float], "foreground IoU of each stage", SHARE),
     Key("CASCADE.BBOX_REG_WEIGHTS", CASCADE_WEIGHTS, list[list[float]], "weights of each stage's deltas"),
     # ---- prediction ----

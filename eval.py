@@ -18,12 +18,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from config import Config, add_config_arguments, default_config, finalize_configs, run_command
+
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from config import Config, add_config_arguments, default_config, finalize_configs, run_command
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.structures import Categories, Dataset, Detections
 

@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from config import Config, add_config_arguments, default_config, finalize_configs, run_command
+
 import cv2
 import numpy as np
 from tqdm import tqdm
 
-from config import Config, add_config_arguments, default_config, finalize_configs, run_command
 from eval import (
     Metrics,
     configured_categories,
@@ -97,6 +98,7 @@ def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: s
         ims_per_batch=cfg.TEST.IMS_PER_GPU,
         with_masks=cfg.MODE_MASK,
         mask_threshold=cfg.TEST.MASK_THRESH,
+        accurate_paste=cfg.MRCNN.ACCURATE_PASTE,
         config=cfg.to_dict(),
         source=source,
     )

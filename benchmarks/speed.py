@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Time inference and a training step of Mask R-CNN R50-FPN on one 800×1333 image, beside the machine's convolution speed.
+"""Time inference and a training step of Mask R-CNN R50-FPN at 800×1333, beside the machine's convolution speed.
 
     python benchmarks/speed.py            # both
     python benchmarks/speed.py inference  # or: training
 
-Weights follow from the variables' names, so that there are 1,000 proposals and 100 detections as with a trained model. The
-speed of TensorFlow's own 3×3 convolution is measured in between; the ratio of a time to (arithmetic / that speed) can be
-compared between machines.
+Weights follow from the variables' names, so that there are 1,000 proposals and 100 detections as with a trained model.
+The speed of TensorFlow's own 3×3 convolution is measured before and after; the ratio of a time to (arithmetic / that
+speed) can be compared between machines.
 """
 import argparse
 import sys
@@ -18,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import add_config_arguments, default_config, finalize_configs, run_command  # noqa: E402
+
 from tools.compare_reference import reference_session, reference_value  # noqa: E402
 
 HEIGHT, WIDTH = 800, 1333

@@ -73,7 +73,8 @@ curves           tensorboard --logdir {model}
 results          {results}
 detections       {args.output_dir / 'detections'}
 truth|prediction {pictures}
-box AP {box_ap:.3f}, mask AP {mask_ap:.3f} on the held-out images: the goal of {GOAL:.2f} is {'reached' if reached else 'MISSED'}
+box AP {box_ap:.3f}, mask AP {mask_ap:.3f} on the held-out images
+goal of {GOAL:.2f} for both: {'reached' if reached else 'MISSED'}
 {(time.monotonic() - start) / 60:.1f} minutes""")
     return 0 if reached else 1
 

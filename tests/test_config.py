@@ -11,11 +11,11 @@ import zipfile
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
-import pytest
-import yaml
-
 import config
 from config import ConfigError, UnknownKeyError, default_config, describe, finalize_configs, run_command
+
+import pytest
+import yaml
 
 SCRIPT = Path(config.__file__).resolve()
 

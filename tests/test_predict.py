@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from config import default_config, finalize_configs
+
 import cv2
 import numpy as np
 import pytest
@@ -12,7 +14,6 @@ from bright_box import CATEGORIES, PHOTOS, WEIGHTS, BrightBoxDetector
 from pycocotools import mask as mask_utils
 
 import predict
-from config import default_config, finalize_configs
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
 from FasterRCNN.engine import weights as weight_files
 from FasterRCNN.structures import Categories

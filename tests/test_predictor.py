@@ -2,13 +2,14 @@
 
 import threading
 
+from config import default_config, finalize_configs
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 from bright_box import CATEGORIES, MASK_SIDE, PHOTOS, SLOTS, WEIGHTS, BrightBoxDetector, photo
 from pycocotools import mask as mask_utils
 
-from config import default_config, finalize_configs
 from FasterRCNN.engine.predictor import Predictor, build_constant_graph, map_ahead
 from FasterRCNN.modeling.build import build_detector
 

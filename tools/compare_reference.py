@@ -134,7 +134,7 @@ def compare_inference(case):
         maps, levels, extent = detector.features(tf.constant(image), tf.constant(image_size))
         proposals = detector.propose(detector.rpn_head(levels, extent), tf.constant(image_size), training=False)
         given = tf.constant(case["proposal_boxes"][None, :len(case["all_boxes"])])
-        deltas, scores = detector.score_boxes(levels, given, tf.fill(given.shape[:2], True))
+        deltas, scores = detector.score_boxes(levels, extent, given, tf.fill(given.shape[:2], True))
         all_boxes = decode_class_boxes(given, deltas, tf.constant(image_size), weights=detector.box_weights,
                                        max_log_scale=float(np.log(cfg.PREPROC.MAX_SIZE / 16)))
         final = detector.detect(tf.constant(image), tf.constant(image_size))

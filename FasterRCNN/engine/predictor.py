@@ -48,12 +48,14 @@ class Predictor:
         with_masks: bool,
         score_threshold: float = 0.0,
         mask_threshold: float = 0.5,
+        accurate_paste: bool = True,
         config: Mapping | None = None,
         source: str = "the weights",
     ):
         """detector: has detect(image, image_size) -> dict of tensors. weights: variable name to array.
 
         short_edge, max_size, pad_multiple: pixels. score_threshold: detections of a lower score are dropped.
+        accurate_paste: masks are pasted into the boxes as they are; otherwise into boxes of whole pixels.
         config, source: the model's config and the name of the weights' file, for messages only. Raises ValueError
         listing the variables that the weights lack or have in another shape.
         """
@@ -62,6 +64,7 @@ class Predictor:
         self.with_masks = with_masks
         self._short_edge, self._max_size, self._pad_multiple = short_edge, max_size, pad_multiple
         self._score_threshold, self._mask_threshold = score_threshold, mask_threshold
+        self._accurate_paste = accurate_paste
 
         graph, inputs, outputs = build_constant_graph(
             detector, weights, batch_size=1 if ims_per_batch == 1 else None, config=config, source=source
@@ -133,8 +136,9 @@ class Predictor:
             boxes = boxes_to_photo(outputs["boxes"][i, keep], tuple(batch.image_size[i]), batch.photo_sizes[i])
             masks = None
             if self.with_masks:
+                frames = boxes if self._accurate_paste else np.rint(boxes)
                 masks = paste_masks_to_rle(
-                    outputs["masks"][i, keep], boxes, *batch.photo_sizes[i], threshold=self._mask_threshold
+                    outputs["masks"][i, keep], frames, *batch.photo_sizes[i], threshold=self._mask_threshold
                 )
             finished.append((number, Detections(boxes, outputs["scores"][i, keep], outputs["labels"][i, keep], masks)))
         return finished

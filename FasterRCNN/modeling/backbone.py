@@ -7,7 +7,8 @@ from contextlib import nullcontext
 
 import tensorflow.compat.v1 as tf
 
-from ..ops.layers import conv2d, conv2d_without_norm, frozen_variables, pad_input
+from ..ops.layers import conv2d, frozen_variables, pad_input
+
 
 def normalize_image(image, image_size, mean, std):
     """Turn uint8 BGR pixels into network input, zero beyond each image: B×H×W×3 -> float32 B×H×W×3.
@@ -80,9 +81,6 @@ class ResNet:
         return nullcontext()
 
     def _conv(self, x, channels, kernel_size, scope, *, extent, **options):
-        if self._norm == "None":
-            options.pop("gamma_initializer", None)
-            return conv2d_without_norm(x, channels, kernel_size, scope, **options)
         return conv2d(x, channels, kernel_size, scope, norm=self._norm, extent=extent, **options)
 
     def _stem(self, image, extent):

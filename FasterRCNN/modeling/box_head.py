@@ -1,7 +1,8 @@
 """Box head (Fast R-CNN): sampling of RoIs, the heads' networks, and the selection of final detections.
 
 RoIs of all images run through the heads as one list of R boxes with the index of each one's image; empty slots of the
-B×S arrays are left out of it (`compact`) and filled in again afterwards (`expand`).
+B×S arrays are left out of it (`compact`) and filled in again afterwards (`expand`). The list is never empty
+(`with_one_filled`).
 """
 from dataclasses import dataclass
 
@@ -11,6 +12,17 @@ from ..ops.boxes import clip_boxes, decode_boxes, pairwise_iou
 from ..ops.layers import conv2d, fully_connected, group_norm, normal
 from ..ops.nms import separate_by_label
 from ..ops.sampling import sample_foreground_background, uniform_rows
+
+
+def with_one_filled(valid, among=None):
+    """Return `valid` with one slot filled if none is, the first of `among` (default: of all): bool B×S -> bool B×S.
+
+    Of an empty batch oneDNN's convolutions return the shape of their input (seen with TensorFlow 2.21).
+    """
+    candidates = tf.ones_like(valid) if among is None else among
+    first = tf.argmax(tf.cast(tf.reshape(candidates, [-1]), tf.int32))
+    slot = tf.reshape(tf.equal(tf.range(tf.size(valid), dtype=tf.int64), first), tf.shape(valid))
+    return valid | (slot & ~tf.reduce_any(valid))
 
 
 def compact(x, valid):
@@ -35,7 +47,8 @@ def image_indices(valid):
 class RoISample:
     """The RoIs of a batch that are trained, S of each image, foreground first.
 
-    boxes: float32 B×S×4; labels: int32 B×S, 0 background; matched: int32 B×S into G; is_foreground, is_chosen: bool B×S.
+    boxes: float32 B×S×4; labels: int32 B×S, 0 background; matched: int32 B×S into G; is_foreground, is_chosen: bool
+    B×S.
     """
 
     boxes: tf.Tensor
@@ -111,8 +124,8 @@ def select_detections(boxes, deltas, scores, valid, image_size, *, weights, max_
                       max_detections):
     """Keep the best detections: class-wise suppression, then the best of all classes.
 
-    boxes B×P×4, deltas B×P×(K+1 or 1)×4, scores B×P×(K+1) (probabilities), valid bool B×P -> FinalBoxes. One greedy pass
-    in score order over boxes moved apart by class gives the same as a pass for each class.
+    boxes B×P×4, deltas B×P×(K+1 or 1)×4, scores B×P×(K+1) (probabilities), valid bool B×P -> FinalBoxes. One greedy
+    pass in score order over boxes moved apart by class gives the same as a pass for each class.
     """
     num_classes = scores.shape[-1] - 1
     class_agnostic = deltas.shape[2] == 1

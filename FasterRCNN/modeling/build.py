@@ -89,18 +89,25 @@ def fpn_parts(cfg):
                 return box_outputs(features, cfg.DATA.NUM_CLASS)
 
     def pooler(size):
-        def pool(levels, boxes, image_index):
+        def pool(levels, boxes, image_index, extent):
+            # Images are padded to whole cells of every level, so no sample lies beyond an image's own cells.
             return multilevel_roi_align(levels[:4], boxes, image_index, size, strides[:4])
         return pool
 
     mask_parts = {}
     if cfg.MODE_MASK:
-        mask_parts = dict(mask_features=pooler(14), mask_head=scoped_mask_head(
-            cfg, MASK_HEADS[cfg.FPN.MRCNN_HEAD_FUNC], num_convs=4))
-    return dict(
-        pad_multiple=strides[3], strides=strides, anchor_sizes=[(size,) for size in cfg.RPN.ANCHOR_SIZES],
-        backbone=resnet(cfg), neck=partial(fpn, channels=cfg.FPN.NUM_CHANNEL, norm=cfg.FPN.NORM),
-        box_features=pooler(7), box_head=box_head, **mask_parts)
+        network = MASK_HEADS[cfg.FPN.MRCNN_HEAD_FUNC]
+        mask_parts = {"mask_features": pooler(14), "mask_head": scoped_mask_head(cfg, network, num_convs=4)}
+    return {
+        "pad_multiple": strides[3],
+        "strides": strides,
+        "anchor_sizes": [(size,) for size in cfg.RPN.ANCHOR_SIZES],
+        "backbone": resnet(cfg),
+        "neck": partial(fpn, channels=cfg.FPN.NUM_CHANNEL, norm=cfg.FPN.NORM),
+        "box_features": pooler(7),
+        "box_head": box_head,
+        **mask_parts,
+    }
 
 
 def c4_parts(cfg):
@@ -108,18 +115,24 @@ def c4_parts(cfg):
     backbone = resnet(cfg)
     stride = cfg.RPN.ANCHOR_STRIDE
 
-    def box_features(levels, boxes, image_index):
-        return backbone.roi_group(roi_align(levels[0], boxes, image_index, 14, stride))
+    def box_features(levels, boxes, image_index, extent):
+        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent=extent.at(stride))
+        return backbone.roi_group(pooled)
 
     def box_head(features):
         with tf.variable_scope("fastrcnn"):
             return box_outputs(tf.reduce_mean(features, axis=[1, 2]), cfg.DATA.NUM_CLASS)
 
-    return dict(
-        pad_multiple=1, strides=(stride,), anchor_sizes=[tuple(cfg.RPN.ANCHOR_SIZES)],
-        backbone=partial(backbone, num_groups=3),
-        neck=lambda maps, extent: [extent.at(stride).extend_edge(maps[-1])], box_features=box_features,
-        box_head=box_head, mask_head=scoped_mask_head(cfg, mask_head, num_convs=0) if cfg.MODE_MASK else None)
+    return {
+        "pad_multiple": 1,
+        "strides": (stride,),
+        "anchor_sizes": [tuple(cfg.RPN.ANCHOR_SIZES)],
+        "backbone": partial(backbone, num_groups=3),
+        "neck": lambda maps, extent: [extent.at(stride).extend_edge(maps[-1])],
+        "box_features": box_features,
+        "box_head": box_head,
+        "mask_head": scoped_mask_head(cfg, mask_head, num_convs=0) if cfg.MODE_MASK else None,
+    }
 
 
 def scoped_mask_head(cfg, network, *, num_convs):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from ..ops.extent import BatchExtent
-from .box_head import FinalBoxes, compact, expand, image_indices
+from .box_head import FinalBoxes, compact, expand, image_indices, with_one_filled
 from .losses import box_head_losses, mask_loss, rpn_losses
 from .mask_head import mask_targets, masks_of_labels
 
@@ -23,9 +23,10 @@ class Detector:
     backbone(image, extent) -> maps; neck(maps, extent) -> levels that the heads read
     rpn_head(levels, extent) -> RPNOutput; sample_anchors(rpn, …) -> AnchorSample
     propose(rpn, image_size, training) -> Proposals; sample_rois(proposals, …) -> RoISample
-    box_features(levels, boxes, image_index) -> R×h×w×C; box_head(R×h×w×C) -> (logits, deltas)
+    box_features(levels, boxes, image_index, extent) -> R×h×w×C; box_head(R×h×w×C) -> (logits, deltas)
     select_detections(boxes, deltas, scores, valid, image_size) -> FinalBoxes
-    mask_features like box_features, or None: masks are read from the box features; mask_head -> R×M×M×K, None: boxes only
+    mask_features like box_features, or None: masks are read from the box features
+    mask_head(R×h×w×C) -> R×M×M×K, or None: boxes only
     """
 
     pad_multiple: int
@@ -61,13 +62,14 @@ class Detector:
 
         proposals = self.propose(rpn, image_size, training=True)
         rois = self.sample_rois(proposals, gt_boxes, gt_labels, image_seeds)
-        features = self.box_features(levels, compact(rois.boxes, rois.is_chosen), image_indices(rois.is_chosen))
-        logits, deltas = (expand(output, rois.is_chosen) for output in self.box_head(features))
+        filled = with_one_filled(rois.is_chosen)
+        features = self.box_features(levels, compact(rois.boxes, filled), image_indices(filled), extent)
+        logits, deltas = (expand(output, filled) for output in self.box_head(features))
         losses["box/loss_cls"], losses["box/loss_box"] = box_head_losses(
             logits, deltas, rois, gt_boxes, weights=self.box_weights)
         metrics = training_metrics(anchors, rois, logits)
         if self.mask_head:
-            losses["mask/loss"] = self._mask_loss(levels, features, rois, gt_boxes, gt_masks)
+            losses["mask/loss"] = self._mask_loss(levels, extent, features, filled, rois, gt_boxes, gt_masks)
         return losses, metrics
 
     def detect(self, image, image_size):
@@ -78,11 +80,11 @@ class Detector:
         """
         _, levels, extent = self.features(image, image_size)
         proposals = self.propose(self.rpn_head(levels, extent), image_size, training=False)
-        deltas, scores = self.score_boxes(levels, proposals.boxes, proposals.valid)
+        deltas, scores = self.score_boxes(levels, extent, proposals.boxes, proposals.valid)
         final = self.select_detections(proposals.boxes, deltas, scores, proposals.valid, image_size)
         result = {"boxes": final.boxes, "scores": final.scores, "labels": final.labels, "num_detections": final.count}
         if self.mask_head:
-            result["masks"] = self._detect_masks(levels, final)
+            result["masks"] = self._detect_masks(levels, extent, final)
         return result
 
     def features(self, image, image_size):
@@ -91,31 +93,33 @@ class Detector:
         maps = self.backbone(self.normalize(image, image_size), extent)
         return maps, self.neck(maps, extent), extent
 
-    def score_boxes(self, levels, boxes, valid):
+    def score_boxes(self, levels, extent, boxes, valid):
         """Return (deltas B×P×(K+1 or 1)×4, class probabilities B×P×(K+1)) of boxes B×P×4 (pixels), valid bool B×P."""
-        features = self.box_features(levels, compact(boxes, valid), image_indices(valid))
+        filled = with_one_filled(valid)
+        features = self.box_features(levels, compact(boxes, filled), image_indices(filled), extent)
         logits, deltas = self.box_head(features)
-        return expand(deltas, valid), expand(tf.nn.softmax(logits), valid)
+        return expand(deltas, filled), expand(tf.nn.softmax(logits), filled)
 
-    def _mask_loss(self, levels, box_features, rois, gt_boxes, gt_masks):
-        foreground = rois.is_foreground
-        boxes, image_index = compact(rois.boxes, foreground), image_indices(foreground)
+    def _mask_loss(self, levels, extent, box_features, box_filled, rois, gt_boxes, gt_masks):
+        filled = with_one_filled(rois.is_foreground, among=box_filled)
+        boxes, image_index = compact(rois.boxes, filled), image_indices(filled)
         if self.mask_features:
-            features = self.mask_features(levels, boxes, image_index)
+            features = self.mask_features(levels, boxes, image_index, extent)
         else:
-            features = tf.boolean_mask(box_features, compact(foreground, rois.is_chosen))
-        logits = masks_of_labels(self.mask_head(features), compact(rois.labels, foreground))
-        objects = tf.stack([image_index, compact(rois.matched, foreground)], axis=1)
+            features = tf.boolean_mask(box_features, compact(filled, box_filled))
+        logits = masks_of_labels(self.mask_head(features), compact(rois.labels, filled))
+        objects = tf.stack([image_index, compact(rois.matched, filled)], axis=1)
         targets = mask_targets(boxes, tf.gather_nd(gt_boxes, objects), tf.gather_nd(gt_masks, objects),
                                logits.shape[1])
-        return mask_loss(logits, targets, image_index, foreground.shape[0])
+        return mask_loss(logits, targets, compact(rois.is_foreground, filled), image_index, filled.shape[0])
 
-    def _detect_masks(self, levels, final: FinalBoxes):
+    def _detect_masks(self, levels, extent, final: FinalBoxes):
         valid = tf.sequence_mask(final.count, final.boxes.shape[1])
+        filled = with_one_filled(valid)
         pool = self.mask_features or self.box_features
-        features = pool(levels, compact(final.boxes, valid), image_indices(valid))
-        logits = masks_of_labels(self.mask_head(features), compact(final.labels, valid))
-        return expand(tf.sigmoid(logits), valid)
+        features = pool(levels, compact(final.boxes, filled), image_indices(filled), extent)
+        logits = masks_of_labels(self.mask_head(features), compact(final.labels, filled))
+        return expand(tf.sigmoid(logits), filled) * tf.cast(valid, tf.float32)[:, :, None, None]
 
 
 def training_metrics(anchors, rois, logits):

@@ -3,6 +3,7 @@ import tensorflow.compat.v1 as tf
 
 from ..ops.layers import FAN_IN, conv2d, group_norm
 
+
 def fpn(features, extent, *, channels, norm):
     """Return the maps P2..P6 from c2..c5: list of 4 B×h×w×C -> list of 5 B×h×w×channels. norm: 'None' or 'GN'."""
     def normalized(x, scope, stride):

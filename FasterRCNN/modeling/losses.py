@@ -39,15 +39,16 @@ def box_head_losses(logits, deltas, sample, gt_boxes, *, weights):
     return tf.reduce_mean(class_loss), tf.reduce_mean(box_loss)
 
 
-def mask_loss(logits, targets, image_index, batch):
+def mask_loss(logits, targets, is_foreground, image_index, batch):
     """Return the sigmoid cross entropy of the true class's masks (Mask R-CNN, section 3).
 
-    logits, targets: R×M×M; image_index: int32 R. The mean over an image's RoIs and pixels, 0 for an image without any.
+    logits, targets: R×M×M; is_foreground: bool R; image_index: int32 R. The mean over an image's foreground RoIs and
+    pixels, 0 for an image without any.
     """
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
-    per_roi = tf.reduce_mean(entropy, axis=[1, 2])
-    sums = tf.math.unsorted_segment_sum(per_roi, image_index, batch)
-    counts = tf.math.unsorted_segment_sum(tf.ones_like(per_roi), image_index, batch)
+    foreground = tf.cast(is_foreground, tf.float32)
+    sums = tf.math.unsorted_segment_sum(tf.reduce_mean(entropy, axis=[1, 2]) * foreground, image_index, batch)
+    counts = tf.math.unsorted_segment_sum(foreground, image_index, batch)
     return tf.reduce_mean(tf.math.divide_no_nan(sums, counts))
 
 

@@ -18,8 +18,8 @@ def mask_head(x, num_classes, *, num_convs, channels, norm=None):
 
 
 def masks_of_labels(logits, labels):
-    """Pick each RoI's map: R×M×M×K, int32 R (1..K) -> R×M×M."""
-    return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), labels - 1, batch_dims=1)
+    """Pick each RoI's map, of background any: R×M×M×K, int32 R (0..K) -> R×M×M."""
+    return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(labels - 1, 0), batch_dims=1)
 
 
 def unpack_bits(packed):

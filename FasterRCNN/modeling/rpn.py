@@ -66,7 +66,8 @@ def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels):
 class AnchorSample:
     """The anchors of a batch that are trained, S of each image.
 
-    indices: int32 B×S into A; is_foreground, is_chosen: bool B×S; boxes: the objects' boxes, float32 B×S×4; anchors: B×S×4.
+    indices: int32 B×S into A; is_foreground, is_chosen: bool B×S; boxes: the objects' boxes, float32 B×S×4; anchors:
+    B×S×4.
     """
 
     indices: tf.Tensor
@@ -83,8 +84,9 @@ def sample_anchors(rpn, image_size, gt_boxes, gt_labels, image_seeds, *, positiv
     gt_boxes B×G×4, gt_labels int32 B×G (0 empty, −1 crowd), image_seeds int32 B×2; sides: see `uniform_grids`.
     """
     anchors = tf.concat(rpn.anchors, axis=0)
-    best_iou, best_index, is_best = match_anchors(anchors, gt_boxes, gt_labels > 0)
-    inside = inside_image(anchors, image_size)
+    inside = inside_image(anchors, image_size) & tf.concat(rpn.on_image, axis=1)
+    inside = tf.ensure_shape(inside, [gt_boxes.shape[0], None])
+    best_iou, best_index, is_best = match_anchors(anchors, gt_boxes, gt_labels > 0, inside)
     # An object's best anchor below the negative threshold ends as background, as in the reference.
     is_background = best_iou < negative_thresh
     is_foreground = tf.logical_and(tf.logical_or(is_best, best_iou >= positive_thresh), ~is_background)

@@ -55,6 +55,22 @@ class LevelExtent:
             return tf.gather(tf.gather(x, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
         return self._unless_needless(x, extended)
 
+    def clear_samples(self, samples, boxes, image_index):
+        """Zero the samples more than half a cell beyond each image's map, as beyond the edge of an image alone.
+
+        samples R×s×s×C, taken at the centres of the s×s parts of boxes R×4 (cells); image_index int32 R.
+        """
+        size = samples.shape[1]
+
+        def cleared():
+            fractions = (tf.range(float(size)) + 0.5) / size
+            limits = tf.cast(tf.gather(self._cells, image_index), tf.float32) + 0.5
+            x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * fractions
+            y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * fractions
+            inside = (y <= limits[:, 0:1])[:, :, None] & (x <= limits[:, 1:2])[:, None, :]
+            return samples * tf.cast(inside, samples.dtype)[..., None]
+        return self._unless_needless(samples, cleared)
+
     def mask(self, shape):
         """Return bool B×h×w, true on each image's own cells; `shape` is (h, w)."""
         rows = tf.sequence_mask(self._cells[:, 0], shape[0])

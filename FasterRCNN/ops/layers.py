@@ -30,26 +30,24 @@ def frozen_variables(select=lambda name: True):
         yield
 
 
-def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm=None, activation=None,
+def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm="bias", activation=None,
            initializer=HE_NORMAL_FAN_OUT, gamma_initializer=None, extent=None):
     """Convolve, normalise and activate: N×h×w×C -> N×h'×w'×channels.
 
-    norm: 'FreezeBN', 'GN', or None for a bias. `padding` is 'SAME', 'VALID' or ((top, bottom), (left, right)).
-    `extent` (a BatchExtent with its stride bound) tells group normalisation which cells belong to each image.
+    norm: 'FreezeBN', 'GN', 'bias' (no normalisation but a bias) or 'None' (neither). `padding` is 'SAME', 'VALID' or
+    ((top, bottom), (left, right)). `extent` (a LevelExtent) tells 'GN' which cells belong to each image.
     """
     x, padding = pad_input(x, padding)
     with tf.variable_scope(scope):
         shape = [kernel_size, kernel_size, x.shape[-1], channels]
-        kernel = tf.get_variable("W", shape, initializer=initializer)
+        kernel, bias = tf.get_variable("W", shape, initializer=initializer), None
         if norm == "FreezeBN":
             # On the kernel rather than on the output: less to compute and to remember in training, and for inference,
             # with variables frozen, a constant.
             scale, bias = frozen_batch_norm(channels, gamma_initializer)
             kernel = kernel * scale
-        elif norm is None:
+        elif norm == "bias":
             bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
-        else:
-            bias = None
         x = tf.nn.conv2d(x, kernel, stride, padding)
         if bias is not None:
             x = tf.nn.bias_add(x, bias)
@@ -66,15 +64,6 @@ def pad_input(x, padding):
     if isinstance(padding, str):
         return x, padding
     return tf.pad(x, [[0, 0], padding[0], padding[1], [0, 0]]), "VALID"
-
-
-def conv2d_without_norm(x, channels, kernel_size, scope, *, stride=1, padding="SAME", activation=None, **_):
-    """Convolve without bias and normalisation, as a backbone of BACKBONE.NORM='None' does."""
-    x, padding = pad_input(x, padding)
-    with tf.variable_scope(scope):
-        kernel = tf.get_variable("W", [kernel_size, kernel_size, x.shape[-1], channels], initializer=HE_NORMAL_FAN_OUT)
-        x = tf.nn.conv2d(x, kernel, stride, padding)
-        return activation(x) if activation else x
 
 
 def frozen_batch_norm(channels, gamma_initializer=None):

@@ -23,13 +23,17 @@ def crop_bilinear(maps, boxes, map_index, size):
                                     box_indices=map_index, crop_size=[size, size])
 
 
-def roi_align(feature, boxes, image_index, size, stride):
+def roi_align(feature, boxes, image_index, size, stride, extent=None):
     """Pool boxes (pixels) from one map: B×h×w×C, R×4, int32 R -> R×size×size×C.
 
-    Each bin is the mean of 2×2 samples at the centres of its quarters; the map is extended by one repeated cell.
+    Each bin is the mean of 2×2 samples at the centres of its quarters; the map is extended by one repeated cell, and
+    samples beyond that are zero. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then
+    repeat their edge.
     """
     padded = tf.pad(feature, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
     samples = crop_bilinear(padded, boxes / stride + 1.0, image_index, 2 * size)
+    if extent is not None:
+        samples = extent.clear_samples(samples, boxes / stride, image_index)
     return tf.nn.avg_pool2d(samples, 2, 2, "VALID")
 
 

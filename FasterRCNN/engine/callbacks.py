@@ -1,0 +1,348 @@
+"""tensorpack callbacks of a training run: learning rate, losses, progress, checkpoints, evaluation, signals, curves.
+
+A run is one tensorpack epoch of exactly the steps that remain, and every period counts the global step: so a run stops
+at the step that the schedule names, and a resumed one does at a step what it would have done without the break.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+import tqdm
+from tensorpack.callbacks import Callback, MonitorBase
+from tensorpack.train import StopTraining
+
+from FasterRCNN.engine.optim import LrSchedule
+
+logger = logging.getLogger(__name__)
+
+BEST_NAME = "best"
+CHECKPOINT_NAME = "model"
+
+
+class NonFiniteLoss(ValueError):
+    """A loss or gradient that is NaN or infinite; the message names the term, the images, the rate and the step."""
+
+
+class TowerTensors(NamedTuple):
+    """What one device computes in a step: scalars by name, and int32 B indices of its images."""
+
+    losses: dict[str, tf.Tensor]
+    metrics: dict[str, tf.Tensor]
+    image_index: tf.Tensor
+
+
+@dataclass
+class Evaluation:
+    """What an evaluation gives: numbers by name ("segm/AP"), and RGB uint8 H×W×3 pictures by name."""
+
+    metrics: dict[str, float]
+    pictures: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+class FeedLearningRate(Callback):
+    """Feeds the schedule's rate into each step."""
+
+    _chief_only = False
+
+    def __init__(self, learning_rate: tf.Tensor, schedule: LrSchedule):
+        self._learning_rate = learning_rate
+        self._schedule = schedule
+
+    def _before_run(self, _):
+        return tf.train.SessionRunArgs([], {self._learning_rate: self._schedule.lr_at(self.global_step)})
+
+
+class WatchLosses(Callback):
+    """Fetches each step's losses, writes their means every `period` steps, and stops the run at one that is not finite.
+
+    describe_images: names images (id and file) from their indices in the training set.
+    """
+
+    _chief_only = False
+
+    def __init__(
+        self,
+        towers: Sequence[TowerTensors],
+        *,
+        grad_norms: Sequence[tf.Tensor],
+        data_waits: Sequence[tf.Tensor],
+        schedule: LrSchedule,
+        describe_images: Callable[[Sequence[int]], str],
+        period: int,
+    ):
+        self._fetches = {"towers": list(towers), "grad_norms": list(grad_norms), "data_waits": list(data_waits)}
+        self._schedule = schedule
+        self._describe_images = describe_images
+        self._period = period
+        self._sums: dict[str, float] = defaultdict(float)
+        self._count = 0
+        self.total_loss = math.nan
+        self.wait_share = 0.0
+
+    def _before_train(self):
+        self._period_start = time.perf_counter()
+
+    def _before_run(self, _):
+        return tf.train.SessionRunArgs(self._fetches)
+
+    def _after_run(self, _, run_values):
+        results = run_values.results
+        towers = results["towers"]
+        self._check_finite(towers, results["grad_norms"])
+        step_means = defaultdict(float)
+        for tower in towers:
+            for name, value in {**tower.losses, **tower.metrics}.items():
+                step_means[name] += float(value) / len(towers)
+        self.total_loss = sum(step_means[name] for name in towers[0].losses)
+        step_means.update(total_loss=self.total_loss, gradient_norm=float(np.mean(results["grad_norms"])))
+        step_means["data_wait_seconds"] = float(np.max(results["data_waits"], initial=0.0))
+        for name, value in step_means.items():
+            self._sums[name] += value
+        self._count += 1
+
+    def _check_finite(self, towers: Sequence[TowerTensors], grad_norms: Sequence[float]):
+        bad = [tower for tower in towers if not np.all(np.isfinite(list(tower.losses.values())))]
+        if not bad and np.all(np.isfinite(grad_norms)):
+            return
+        to_blame = bad or towers  # of a gradient alone it cannot be told whose it is
+        terms = [(name, value) for tower in to_blame for name, value in tower.losses.items()]
+        wrong = ", ".join(f"{name} = {value:g}" for name, value in terms if not np.isfinite(value))
+        right = ", ".join(f"{name} = {value:.4g}" for name, value in terms if np.isfinite(value))
+        images = self._describe_images([int(index) for tower in to_blame for index in tower.image_index])
+        raise NonFiniteLoss(
+            f"not finite at step {self.global_step}: {wrong or 'the gradient'} (finite: {right or 'no term'})\n"
+            f"  images of that step: {images}\n"
+            f"  learning rate {self._schedule.lr_at(self.global_step - 1):g}, "
+            f"global batch {self._schedule.global_batch}, gradient norm {float(np.max(grad_norms)):g}"
+        )
+
+    def _trigger_step(self):
+        if self.global_step % self._period and self.global_step != self._schedule.total_steps:
+            return
+        elapsed = time.perf_counter() - self._period_start
+        for name, total in self._sums.items():
+            self.trainer.monitors.put_scalar(name, total / self._count)
+        self.trainer.monitors.put_scalar("learning_rate", self._schedule.lr_at(self.global_step - 1))
+        self.trainer.monitors.put_scalar("images_per_second", self._count * self._schedule.global_batch / elapsed)
+        self.wait_share = self._sums["data_wait_seconds"] / elapsed
+        self._sums.clear()
+        self._count = 0
+        self._period_start = time.perf_counter()
+
+
+class Progress(Callback):
+    """A bar over the images of the whole run: images/s, time left, loss, and the share of time waited for data."""
+
+    def __init__(self, watch: WatchLosses, schedule: LrSchedule):
+        self._watch = watch
+        self._schedule = schedule
+        self._bar = None
+
+    def _before_train(self):
+        batch = self._schedule.global_batch
+        self._bar = tqdm.tqdm(
+            total=self._schedule.total_steps * batch,
+            initial=self.global_step * batch,
+            unit="img",
+            unit_scale=True,
+            smoothing=0.05,
+            dynamic_ncols=True,
+            mininterval=0.5 if os.isatty(2) else 30,
+        )
+
+    def _trigger_step(self):
+        self._bar.set_postfix(
+            step=self.global_step,
+            loss=f"{self._watch.total_loss:.3f}",
+            lr=f"{self._schedule.lr_at(self.global_step - 1):.2g}",
+            data_wait=f"{self._watch.wait_share:.0%}",
+            refresh=False,
+        )
+        self._bar.update(self._schedule.global_batch)
+
+    def _after_train(self):
+        if self._bar is not None:
+            self._bar.close()
+
+
+class Checkpoints(Callback):
+    """Saves every variable (weights, momentum, step, config) as `model-STEP`, and keeps the last few.
+
+    `earlier` are the checkpoints of the run before it was resumed, oldest first. No later callback may make variables.
+    """
+
+    def __init__(self, logdir: Path, *, period: int, total_steps: int, earlier: Sequence[str] = (), keep: int = 5):
+        self.logdir = logdir
+        self._period = period
+        self._total_steps = total_steps
+        self._earlier = list(earlier)
+        self._keep = keep
+        self.last: str | None = self._earlier[-1] if self._earlier else None
+        self._last_step = -1
+
+    def _setup_graph(self):
+        variables = tf.global_variables()
+        self._saver = tf.train.Saver(variables, max_to_keep=self._keep, save_relative_paths=True)
+        self._saver.recover_last_checkpoints(self._earlier)
+        self._best_saver = tf.train.Saver(variables, max_to_keep=0)
+
+    def _before_train(self):
+        if self._earlier:
+            self._last_step = self.global_step
+
+    def _trigger_step(self):
+        if self.global_step % self._period == 0 or self.global_step == self._total_steps:
+            self.save()
+
+    def save(self) -> str:
+        """Saves the state after the last finished step, once; returns the checkpoint's path."""
+        if self._last_step != self.global_step:
+            path = self.logdir / CHECKPOINT_NAME
+            self.last = self._saver.save(self.trainer.sess, str(path), self.global_step, write_meta_graph=False)
+            self._last_step = self.global_step
+            logger.info("checkpoint %s", self.last)
+        return self.last
+
+    def save_best(self) -> str:
+        """Saves the same under the name `best`, over the best one before."""
+        path = str(self.logdir / BEST_NAME)
+        return self._best_saver.save(self.trainer.sess, path, write_meta_graph=False, write_state=False)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation so far, kept beside the checkpoint `best`."""
+
+    step: int
+    metric: str
+    value: float
+
+    @classmethod
+    def read(cls, logdir: Path) -> "Best | None":
+        path = logdir / f"{BEST_NAME}.json"
+        return cls(**json.loads(path.read_text())) if path.is_file() else None
+
+    def write(self, logdir: Path):
+        scratch = logdir / f".{BEST_NAME}.json"
+        scratch.write_text(json.dumps(asdict(self)))
+        os.replace(scratch, logdir / f"{BEST_NAME}.json")
+
+
+class Evaluate(Callback):
+    """Hands the weights of the session to `evaluate` every `period` steps and at the end; keeps the best checkpoint.
+
+    evaluate(weights, step) -> Evaluation. The first of `best_metrics` that an evaluation has decides which is best.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[dict[str, np.ndarray], int], Evaluation] | None,
+        *,
+        variables: Mapping[str, tf.Variable],
+        checkpoints: Checkpoints,
+        period: int,
+        total_steps: int,
+        best_metrics: Sequence[str],
+    ):
+        self._evaluate = evaluate
+        self._variables = dict(variables)
+        self._checkpoints = checkpoints
+        self._period = period
+        self._total_steps = total_steps
+        self._best_metrics = best_metrics
+        self.best = Best.read(checkpoints.logdir) if checkpoints.last else None
+
+    def _trigger_step(self):
+        due = self.global_step % self._period == 0 or self.global_step == self._total_steps
+        if self._evaluate is None or not due:
+            return
+        self._checkpoints.save()  # an evaluation is long, and may be cut short
+        evaluation = self._evaluate(self.trainer.sess.run(self._variables), self.global_step)
+        for name, value in evaluation.metrics.items():
+            self.trainer.monitors.put_scalar(name, value)
+        for name, picture in evaluation.pictures.items():
+            self.trainer.monitors.put_image(name, picture)
+        self._keep_best(evaluation.metrics)
+
+    def _keep_best(self, metrics: Mapping[str, float]):
+        name = next((name for name in self._best_metrics if name in metrics), None)
+        if name is None:
+            return
+        if self.best is None or self.best.metric != name or metrics[name] >= self.best.value:
+            self.best = Best(step=self.global_step, metric=name, value=float(metrics[name]))
+            self._checkpoints.save_best()
+            self.best.write(self._checkpoints.logdir)
+            logger.info("best checkpoint so far: step %d, %s %.4f", *asdict(self.best).values())
+
+
+class StopOnSignal(Callback):
+    """On Ctrl-C or SIGTERM ends the run after the step in progress, with a checkpoint; a second signal ends it at once.
+
+    `signum` is the signal that came, or None.
+    """
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints = checkpoints
+        self._pid = os.getpid()
+        self._former_handlers = {}
+        self.signum: int | None = None
+
+    def _before_train(self):
+        for signum in self.SIGNALS:
+            self._former_handlers[signum] = signal.signal(signum, self._note)
+
+    def _note(self, signum, _):
+        if os.getpid() != self._pid:  # a forked worker inherits this handler, and must still be ended by the signal
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+        elif self.signum is None:
+            self.signum = signum
+            logger.warning("%s: stopping after this step (once more: at once)", signal.Signals(signum).name)
+        else:
+            raise KeyboardInterrupt
+
+    def _trigger_step(self):
+        if self.signum is not None:
+            self._checkpoints.save()
+            raise StopTraining(signal.Signals(self.signum).name)
+
+    def _after_train(self):
+        for signum, handler in self._former_handlers.items():
+            signal.signal(signum, handler)
+
+
+class MetricsFile(MonitorBase):
+    """Appends a JSON line per step that has numbers: {"step": 20, "time": ..., "total_loss": ...}.
+
+    After a resume the steps since the checkpoint are written again: the later line of a step is the one that counts.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._values: dict[str, float] = {}
+
+    def process_scalar(self, name, val):
+        self._values[name] = val
+
+    def _trigger_step(self):
+        if self._values:
+            line = {"step": self.global_step, "time": round(time.time(), 3), **self._values}
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self._values = {}
+
+    def _trigger(self):
+        """Nothing is left at the end: the last step has been written."""

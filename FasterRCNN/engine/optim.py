@@ -1,0 +1,137 @@
+"""Learning rate schedules (plain Python) and the optimizer.
+
+Words: the *global batch* is the number of images of one step, all devices together. Schedules are written in *8-image
+steps*, the recipe's batch; a run with another global batch sees as many images, at a rate in proportion to its batch.
+"""
+
+import bisect
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import tensorflow.compat.v1 as tf
+from tensorpack.tfutils.optimizer import ProxyOptimizer
+
+RECIPE_BATCH = 8
+DECAYS = ("step", "cosine")
+
+
+@dataclass(frozen=True)
+class LrSchedule:
+    """The learning rate as a function of the step alone, so that a resumed run needs no other state.
+
+    `peak_lr` is reached after `warmup_steps` steps that rise linearly from `warmup_lr`. `boundaries` are steps; the
+    last ends the run, each before it multiplies the rate by 0.1 when `decay` is "step"; "cosine" falls to 0 at its end.
+    """
+
+    peak_lr: float
+    warmup_lr: float
+    warmup_steps: int
+    boundaries: tuple[int, ...]
+    decay: str
+    global_batch: int
+
+    @property
+    def total_steps(self) -> int:
+        return self.boundaries[-1]
+
+    def lr_at(self, step: int) -> float:
+        """The rate of the step that follows `step` completed ones."""
+        share = min(step / self.warmup_steps, 1.0) if self.warmup_steps else 1.0
+        return (self.warmup_lr + (self.peak_lr - self.warmup_lr) * share) * self._decay_factor(step)
+
+    def _decay_factor(self, step: int) -> float:
+        if self.decay == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / self.total_steps))
+        return 0.1 ** bisect.bisect_right(self.boundaries[:-1], step)
+
+    def table(self) -> list[tuple[int, int, int, str]]:
+        """Rows (first step, last step, images seen by its end, learning rate), counting steps from 1."""
+        corners = sorted({0, min(self.warmup_steps, self.total_steps), *self.boundaries})
+        rows = []
+        for start, end in zip(corners, corners[1:]):
+            first, last = f"{self.lr_at(start):.6g}", f"{self.lr_at(end - 1):.6g}"
+            rows.append((start + 1, end, end * self.global_batch, first if first == last else f"{first} to {last}"))
+        return rows
+
+
+def lr_schedule(
+    schedule: str | Sequence[int],
+    *,
+    base_lr: float,
+    global_batch: int,
+    warmup: int,
+    warmup_init_lr: float,
+    decay: str = "step",
+) -> LrSchedule:
+    """The schedule of a run of `global_batch` images a step.
+
+    `schedule` is "1x" … "9x" or a rising list of 8-image steps, `warmup` is counted in 8-image steps, `base_lr` and
+    `warmup_init_lr` are for a batch of 8. Raises ValueError for a schedule of another form.
+    """
+    if decay not in DECAYS:
+        raise ValueError(f"learning rate decay {decay!r}: choose one of {', '.join(DECAYS)}")
+    if global_batch < 1:
+        raise ValueError(f"global batch {global_batch}: at least one image a step is needed")
+    scale = global_batch / RECIPE_BATCH
+    return LrSchedule(
+        peak_lr=base_lr * scale,
+        warmup_lr=warmup_init_lr * scale,
+        warmup_steps=math.ceil(warmup / scale),
+        boundaries=tuple(math.ceil(boundary / scale) for boundary in recipe_boundaries(schedule)),
+        decay=decay,
+        global_batch=global_batch,
+    )
+
+
+def recipe_boundaries(schedule: str | Sequence[int]) -> list[int]:
+    """The boundaries of `schedule` in 8-image steps; detectron's lengths for "1x" … "9x"."""
+    if isinstance(schedule, str) and re.fullmatch("[1-9]x", schedule):
+        times = int(schedule[0])
+        end = 180_000 * times
+        return [120_000, 160_000, 180_000] if times == 1 else [end - 120_000, end - 40_000, end]
+    steps = [] if isinstance(schedule, str) else list(schedule)
+    if not steps or steps[0] < 1 or any(a >= b for a, b in zip(steps, steps[1:])):
+        raise ValueError(
+            f"TRAIN.LR_SCHEDULE={schedule!r}: give '1x' … '9x', or a rising list of steps of {RECIPE_BATCH} images "
+            "of which the last ends the training, e.g. [120000,160000,180000]"
+        )
+    return steps
+
+
+class GuardedOptimizer(ProxyOptimizer):
+    """Clips gradients by their global norm, and makes a step only when its losses and gradients are finite.
+
+    A step that is not finite leaves weights and momentum as they were, so that what stopped a run has not spoilt them.
+    `losses_finite` gives a bool scalar; it is called when the gradients are applied, after all towers have been built.
+    `grad_norms` collects the global norm, before clipping, of each call (one per device in replicated training).
+    """
+
+    def __init__(
+        self, optimizer: tf.train.Optimizer, *, losses_finite: Callable[[], tf.Tensor], clip_norm: float = 0.0
+    ):
+        super().__init__(optimizer, name="GuardedOptimizer")
+        self._losses_finite = losses_finite
+        self._clip_norm = clip_norm
+        self.grad_norms: list[tf.Tensor] = []
+
+    def apply_gradients(self, grads_and_vars, global_step=None, name=None):
+        grads, variables = zip(*grads_and_vars)
+        norm = tf.global_norm(grads)
+        self.grad_norms.append(norm)
+        if self._clip_norm:
+            grads, _ = tf.clip_by_global_norm(grads, self._clip_norm, use_norm=norm)
+        finite = tf.logical_and(self._losses_finite(), tf.is_finite(norm))
+        return tf.cond(
+            finite,
+            lambda: tf.group(self._opt.apply_gradients(list(zip(grads, variables)), global_step)),
+            tf.no_op,
+            name=name,
+        )
+
+
+def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:
+    """`weight_decay` × ½Σ‖W‖² over the variables named `…/W` (no bias, no normalisation)."""
+    kernels = [v for v in variables if v.op.name.endswith("/W")]
+    return weight_decay * tf.add_n([tf.nn.l2_loss(v) for v in kernels]) if kernels else tf.constant(0.0)

@@ -1,0 +1,345 @@
+"""Training: a detector, a data flow and a schedule in; checkpoints, curves and evaluations in a run folder out."""
+
+import logging
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from FasterRCNN.engine import compat  # isort: skip  (before TensorFlow)
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+from tensorpack.callbacks import Callback, TFEventWriter
+from tensorpack.dataflow import DataFlow, DataFlowTerminated, ProxyDataFlow
+from tensorpack.input_source import QueueInput
+from tensorpack.tfutils.common import get_global_step_var
+from tensorpack.tfutils.sesscreate import NewSessionCreator, ReuseSessionCreator
+from tensorpack.tfutils.sessinit import SessionInit
+from tensorpack.tfutils.tower import get_current_tower_context
+from tensorpack.train import ModelDesc, SimpleTrainer, SyncMultiGPUTrainerReplicated
+
+from FasterRCNN.engine.callbacks import (
+    CHECKPOINT_NAME,
+    Best,
+    Checkpoints,
+    Evaluate,
+    Evaluation,
+    FeedLearningRate,
+    MetricsFile,
+    NonFiniteLoss,
+    Progress,
+    StopOnSignal,
+    TowerTensors,
+    WatchLosses,
+)
+from FasterRCNN.engine.optim import GuardedOptimizer, LrSchedule, weight_decay_loss
+from FasterRCNN.engine.weights import CONFIG_NAME, restore
+
+logger = logging.getLogger(__name__)
+
+MASK_CELLS, MASK_BYTES = 112, 14  # gt_masks: rows of an object's bitmap, and bytes of a packed row
+StartWeights = Callable[[dict[str, tuple[int, ...]]], dict[str, np.ndarray]]  # shapes -> values, by variable name
+EvaluateWeights = Callable[[dict[str, np.ndarray], int], Evaluation]  # weights by name, step
+QUEUE_STEPS = 8  # device-steps held ready; more would hold hundreds of megabytes of images
+
+
+class Interrupted(Exception):
+    """The run was ended by a signal, after it was saved."""
+
+    def __init__(self, signum: int, step: int, checkpoint: str):
+        super().__init__(f"{signal.Signals(signum).name} at step {step}: saved {checkpoint}; go on with --resume")
+        self.signum = signum
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where a finished run has left its weights; `best` is None without evaluations."""
+
+    step: int
+    last_checkpoint: str
+    best: Best | None
+
+
+class DetectorModel(ModelDesc):
+    """A detector as tensorpack trains it: its losses, weight decay, and SGD with momentum.
+
+    `towers` lists what each device computes, `variables` the detector's own variables by name; both are filled when the
+    graph is built. What is drawn at random for an image follows from its index and the seed of the step.
+    """
+
+    def __init__(
+        self,
+        detector,
+        *,
+        ims_per_gpu: int,
+        with_masks: bool,
+        weight_decay: float = 1e-4,
+        momentum: float = 0.9,
+        clip_norm: float = 0.0,
+    ):
+        self._detector = detector
+        self._ims_per_gpu = ims_per_gpu
+        self._with_masks = with_masks
+        self._weight_decay = weight_decay
+        self._momentum = momentum
+        self._clip_norm = clip_norm
+        self.towers: list[TowerTensors] = []
+        self.variables: dict[str, tf.Variable] = {}
+
+    def inputs(self):
+        """The training inputs in the data flow's order (shapes in DESIGN's letters: B images, G ground-truth slots)."""
+        batch = self._ims_per_gpu
+        specs = {
+            "image": ([batch, None, None, 3], tf.uint8),
+            "image_size": ([batch, 2], tf.int32),
+            "gt_boxes": ([batch, None, 4], tf.float32),
+            "gt_labels": ([batch, None], tf.int32),
+            "gt_masks": ([batch, None, MASK_CELLS, MASK_BYTES], tf.uint8),
+            "image_index": ([batch], tf.int32),
+            "seed": ([], tf.int32),
+        }
+        if not self._with_masks:
+            del specs["gt_masks"]
+        return [tf.TensorSpec(shape, dtype, name) for name, (shape, dtype) in specs.items()]
+
+    def build_graph(self, *tensors):
+        inputs = dict(zip(self.input_names, tensors))
+        image_index = inputs.pop("image_index")
+        image_seeds = tf.stack([image_index, tf.fill([self._ims_per_gpu], inputs.pop("seed"))], axis=1)
+        losses, metrics = self._detector.losses(**inputs, image_seeds=image_seeds)
+        context = get_current_tower_context()
+        if context.is_main_training_tower:
+            self.variables = {v.op.name: v for v in tf.global_variables() if v is not get_global_step_var()}
+        key = tf.GraphKeys.TRAINABLE_VARIABLES
+        trainable = context.get_collection_in_tower(key) if context.has_own_variables else tf.get_collection(key)
+        losses = {**losses, "wd": weight_decay_loss(trainable, self._weight_decay)}
+        self.towers.append(TowerTensors(losses, metrics, image_index))
+        return tf.add_n(list(losses.values()), name="total_loss")
+
+    def variable_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the detector's variables by name."""
+        return {name: tuple(variable.shape.as_list()) for name, variable in self.variables.items()}
+
+    def optimizer(self):
+        with tf.name_scope(None):
+            self.learning_rate = tf.placeholder(tf.float32, [], name="learning_rate")
+        sgd = tf.train.MomentumOptimizer(self.learning_rate, self._momentum)
+        return GuardedOptimizer(sgd, losses_finite=self._losses_finite, clip_norm=self._clip_norm)
+
+    def _losses_finite(self) -> tf.Tensor:
+        return tf.reduce_all(tf.is_finite([loss for tower in self.towers for loss in tower.losses.values()]))
+
+
+class WatchedData(ProxyDataFlow):
+    """Keeps the error that ended the data flow, for the main thread to raise: tensorpack's thread only logs it."""
+
+    def __init__(self, flow: DataFlow):
+        super().__init__(flow)
+        self.error: Exception | None = None
+
+    def __iter__(self):
+        try:
+            yield from self.ds
+        except Exception as error:
+            self.error = error
+            raise DataFlowTerminated from error
+
+
+class PrefetchQueue(QueueInput):
+    """tensorpack's input queue, but short, and without a moving average; `waits`: seconds a step waited, per device."""
+
+    def _setup(self, inputs):
+        self.queue = tf.FIFOQueue(QUEUE_STEPS, [spec.dtype for spec in inputs], name="input_queue")
+        self.waits: list[tf.Tensor] = []
+        super()._setup(inputs)
+
+    def _create_ema_callback(self):
+        return Callback()  # tensorpack's would keep a moving average of the queue's size, in variables
+
+    def _get_input_tensors(self):
+        with tf.device("/cpu:0"):
+            start = tf.timestamp()
+            with tf.control_dependencies([start]):
+                tensors = super()._get_input_tensors()
+            with tf.control_dependencies(tensors):
+                self.waits.append(tf.timestamp() - start)
+        return tensors
+
+
+class InputClosed(RuntimeError):
+    """The input queue gave out before the end of training."""
+
+
+class OpenErrors:
+    """For tensorpack's trainers: every error ends the run and is raised.
+
+    tensorpack takes an input queue that gave out for the end of training, and its session starts over, for ever, after
+    an operation that was aborted.
+    """
+
+    def run_step(self):
+        try:
+            super().run_step()
+        except tf.errors.OutOfRangeError as error:
+            raise InputClosed(f"the input queue was closed before step {self.global_step + 1}") from error
+
+    def initialize_hooks(self):
+        self.hooked_sess = UnrecoveredSession(ReuseSessionCreator(self.sess), self._callbacks.get_hooks())
+
+
+class UnrecoveredSession(tf.train.MonitoredSession):
+    """A monitored session that raises what `MonitoredSession` would take for a lost server and try again."""
+
+    def __init__(self, session_creator, hooks):
+        super(tf.train.MonitoredSession, self).__init__(session_creator, hooks, should_recover=False)
+
+
+class CpuTrainer(OpenErrors, SimpleTrainer):
+    """One tower on the CPU."""
+
+
+class GpuTrainer(OpenErrors, SyncMultiGPUTrainerReplicated):
+    """A tower with its own variables on each GPU; gradients are averaged."""
+
+
+class StartValues(SessionInit):
+    """Sets the variables of a new session: all but the config from a checkpoint, or some by name."""
+
+    def __init__(self, *, checkpoint: str | None = None, values: Mapping[str, np.ndarray] | None = None):
+        self._checkpoint = checkpoint
+        self._values = values or {}
+
+    def _setup_graph(self):
+        if self._checkpoint:
+            self._saver = tf.train.Saver([v for v in tf.global_variables() if v.op.name != CONFIG_NAME])
+
+    def _run_init(self, sess):
+        restore(sess, self._values)
+        if self._checkpoint is None:
+            return
+        try:
+            self._saver.restore(sess, self._checkpoint)
+        except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError, ValueError) as error:
+            raise ValueError(
+                f"checkpoint {self._checkpoint} is not one of this model ({str(error).splitlines()[0]}): resume with "
+                "the configuration of the run, or start a new run from its weights with --load"
+            ) from None
+
+
+@dataclass(frozen=True)
+class Periods:
+    """Steps between two evaluations, checkpoints, and points of the written curves; the last step has all three."""
+
+    evaluation: int
+    checkpoint: int
+    summary: int
+
+
+def train_detector(
+    model: DetectorModel,
+    *,
+    make_dataflow: Callable[[int], DataFlow],
+    describe_images: Callable[[Sequence[int]], str],
+    schedule: LrSchedule,
+    logdir: Path,
+    config_json: str,
+    periods: Periods,
+    gpus: Sequence[int] = (),
+    seed: int = 0,
+    first_step: int = 0,
+    resume: bool = False,
+    start_weights: StartWeights | None = None,
+    evaluate: EvaluateWeights | None = None,
+    best_metrics: Sequence[str] = (),
+) -> TrainResult:
+    """Trains `model` to the end of the schedule, on the CPU when there are no `gpus`.
+
+    make_dataflow(k) gives the training data from the k-th device-step on; describe_images names images from their
+    indices. seed decides the variables' start values, start_weights gives some of them. evaluate is called every so
+    often and at the end; the first of best_metrics that it gives decides which checkpoint is the best. With `resume`,
+    weights, momentum and step come from the newest checkpoint in `logdir`; first_step and start_weights are not used.
+    Raises NonFiniteLoss, Interrupted (after a signal, saved), FileNotFoundError (nothing to resume) and what the data
+    raises.
+    """
+    compat.apply()
+    earlier = find_checkpoints(logdir) if resume else []
+    if resume and not earlier:
+        raise FileNotFoundError(f"no checkpoint to resume in {logdir}: start anew with --overwrite")
+    step = checkpoint_step(earlier[-1]) if resume else first_step
+    with tf.Graph().as_default():
+        tf.set_random_seed(seed)
+        data = WatchedData(make_dataflow(step * max(len(gpus), 1)))
+        queue = PrefetchQueue(data)
+        trainer = GpuTrainer(list(gpus)) if gpus else CpuTrainer()
+        trainer.setup_graph(model.get_input_signature(), queue, model.build_graph, model.get_optimizer)
+        with tf.device("/cpu:0"):
+            tf.get_variable(CONFIG_NAME, initializer=tf.constant(config_json), trainable=False)
+
+        watch = WatchLosses(
+            model.towers,
+            grad_norms=model.get_optimizer().grad_norms,
+            data_waits=queue.waits,
+            schedule=schedule,
+            describe_images=describe_images,
+            period=periods.summary,
+        )
+        total = schedule.total_steps
+        checkpoints = Checkpoints(logdir, period=periods.checkpoint, total_steps=total, earlier=earlier)
+        evaluation = Evaluate(
+            evaluate,
+            variables=model.variables,
+            checkpoints=checkpoints,
+            period=periods.evaluation,
+            total_steps=total,
+            best_metrics=best_metrics,
+        )
+        stop = StopOnSignal(checkpoints)
+        feed = FeedLearningRate(model.learning_rate, schedule)
+        values = start_weights(model.variable_shapes()) if start_weights and not resume else {}
+        try:
+            trainer.train(
+                [feed, watch, Progress(watch, schedule), checkpoints, evaluation, stop],
+                [TFEventWriter(str(logdir)), MetricsFile(logdir / "metrics.jsonl")],
+                _session_creator(),
+                StartValues(checkpoint=earlier[-1]) if resume else StartValues(values={**values, "global_step": step}),
+                steps_per_epoch=max(total - step, 0),
+                max_epoch=1,
+            )
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}\n  {_way_on(checkpoints.last)}") from None
+        except InputClosed:
+            if data.error is None:
+                raise
+            raise data.error from None
+        if stop.signum is not None:
+            raise Interrupted(stop.signum, trainer.global_step, checkpoints.last)
+        if trainer.global_step < total:
+            raise RuntimeError(f"training ended at step {trainer.global_step} of {total} for no reason known here")
+        return TrainResult(step=trainer.global_step, last_checkpoint=checkpoints.last, best=evaluation.best)
+
+
+def find_checkpoints(logdir: Path) -> list[str]:
+    """The checkpoints of a run folder, by step, oldest first."""
+    names = [str(path.with_suffix("")) for path in Path(logdir).glob(f"{CHECKPOINT_NAME}-*.index")]
+    return sorted(names, key=checkpoint_step)
+
+
+def checkpoint_step(path: str) -> int:
+    """The step of a checkpoint `model-STEP`."""
+    return int(path.rpartition("-")[2])
+
+
+def _session_creator() -> NewSessionCreator:
+    creator = NewSessionCreator()
+    creator.config.intra_op_parallelism_threads = 0  # all cores; tensorpack's one is for hosts that only feed GPUs
+    return creator
+
+
+def _way_on(last_checkpoint: str | None) -> str:
+    saved = f"the last checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
+    way_on = "go on with --resume" if last_checkpoint else "start again with --overwrite"
+    return (
+        f"The step was not made, and {saved}: check these images' annotations, or lower TRAIN.BASE_LR, "
+        f"raise TRAIN.WARMUP or set TRAIN.GRADIENT_CLIP, and {way_on}"
+    )

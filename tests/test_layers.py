@@ -1,0 +1,186 @@
+"""Layers against their definitions in NumPy; variables by the names and shapes of tensorpack's checkpoints."""
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from tiny import evaluate
+
+from FasterRCNN.ops.extent import BatchExtent
+from FasterRCNN.ops.layers import (
+    NORM_EPSILON,
+    conv2d,
+    deconv2d,
+    frozen_variables,
+    fully_connected,
+    group_norm,
+)
+from tools.compare_reference import reference_value
+
+
+def feature(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def numpy_conv(x, kernel, stride, padding):
+    """Convolution of N×h×w×C with a kernel kh×kw×C×O, padding ((top, bottom), (left, right))."""
+    x = np.pad(x, [(0, 0), *padding, (0, 0)]).astype(np.float64)
+    size = kernel.shape[0]
+    rows, columns = ((n - size) // stride + 1 for n in x.shape[1:3])
+    out = np.zeros([len(x), rows, columns, kernel.shape[3]])
+    for row in range(rows):
+        for column in range(columns):
+            window = x[:, row * stride : row * stride + size, column * stride : column * stride + size]
+            out[:, row, column] = np.tensordot(window, kernel, axes=3)
+    return out
+
+
+def values(scope, **shapes):
+    return [reference_value(f"{scope}/{name.replace('__', '/')}", shape) for name, shape in shapes.items()]
+
+
+@pytest.mark.parametrize("stride, padding", [(1, ((1, 1), (1, 1))), (2, ((1, 0), (1, 0))), (2, ((0, 1), (0, 1)))])
+def test_convolution_with_bias(stride, padding):
+    x = feature(2, 6, 8, 3)
+    kernel, bias = values("layer", W=(3, 3, 3, 5), b=(5,))
+    ours = evaluate(lambda x: conv2d(x, 5, 3, "layer", stride=stride, padding=padding, activation=tf.nn.relu), x)
+    assert ours == pytest.approx(np.maximum(numpy_conv(x, kernel, stride, padding) + bias, 0), abs=1e-4)
+
+
+def test_frozen_normalisation_is_folded_into_the_kernel_exactly():
+    x = feature(2, 5, 7, 4)
+    kernel, gamma, beta, mean, variance = values(
+        "layer", W=(3, 3, 4, 6), bn__gamma=(6,), bn__beta=(6,), bn__mean__EMA=(6,), bn__variance__EMA=(6,))
+    ours = evaluate(lambda x: conv2d(x, 6, 3, "layer", norm="FreezeBN"), x)
+    plain = numpy_conv(x, kernel, 1, ((1, 1), (1, 1)))
+    expected = (plain - mean) / np.sqrt(variance + NORM_EPSILON) * gamma + beta
+    assert ours == pytest.approx(expected, abs=1e-4)
+
+
+def test_frozen_normalisation_trains_kernel_gamma_and_beta_as_if_explicit():
+    x = feature(2, 5, 7, 4)
+    upstream = feature(2, 5, 7, 6, seed=1)
+
+    def gradients(build):
+        def gradients_of(x):
+            loss = tf.reduce_sum(build(x) * upstream)
+            trained = tf.trainable_variables()
+            return dict(zip([v.op.name for v in trained], tf.gradients(loss, trained)))
+        return evaluate(gradients_of, x)
+
+    def explicit(x):
+        kernel = tf.get_variable("layer/W", [3, 3, 4, 6])
+        gamma, beta = (tf.get_variable(f"layer/bn/{name}", [6]) for name in ("gamma", "beta"))
+        mean, variance = values("layer", bn__mean__EMA=(6,), bn__variance__EMA=(6,))
+        return (tf.nn.conv2d(x, kernel, 1, "SAME") - mean) / np.sqrt(variance + NORM_EPSILON) * gamma + beta
+
+    ours, expected = gradients(lambda x: conv2d(x, 6, 3, "layer", norm="FreezeBN")), gradients(explicit)
+    assert set(ours) == set(expected)
+    for name, value in expected.items():
+        assert ours[name] == pytest.approx(value, rel=1e-3, abs=1e-3)
+
+
+def numpy_group_norm(x, gamma, beta, groups=32):
+    """Group normalisation of one image h×w×C."""
+    grouped = x.astype(np.float64).reshape(*x.shape[:2], groups, -1)
+    mean, variance = (f(grouped, axis=(0, 1, 3), keepdims=True) for f in (np.mean, np.var))
+    return ((grouped - mean) / np.sqrt(variance + NORM_EPSILON)).reshape(x.shape) * gamma + beta
+
+
+def test_group_norm_matches_numpy():
+    x = 3 * feature(2, 5, 7, 64) + 8
+    gamma, beta = values("gn", gamma=(64,), beta=(64,))
+    ours = evaluate(lambda x: group_norm(x, "gn"), x)
+    assert ours == pytest.approx(np.stack([numpy_group_norm(image, gamma, beta) for image in x]), abs=2e-3)
+
+
+def test_group_norm_of_a_constant_is_beta():
+    beta, = values("gn", beta=(32,))
+    ours = evaluate(lambda x: group_norm(x, "gn"), np.full([1, 4, 4, 32], 0.5, np.float32))
+    assert ours == pytest.approx(np.broadcast_to(beta, ours.shape), abs=1e-3)
+
+
+def test_group_norm_with_extent_is_that_of_the_image_alone():
+    x, sizes = feature(2, 8, 12, 32), np.array([[33, 64], [64, 96]], np.int32)
+
+    def together(x):
+        return group_norm(x, "gn", extent=BatchExtent(tf.constant(sizes), 32, tf.constant([64, 96])).at(8))
+
+    alone = evaluate(lambda x: group_norm(x, "gn"), x[:1, :8, :8])
+    assert evaluate(together, x)[:1, :8, :8] == pytest.approx(alone, abs=1e-4)
+
+
+def test_fully_connected_reads_maps_in_channel_row_column_order():
+    x = feature(4, 3, 2, 5)
+    weights, bias = values("fc", W=(30, 7), b=(7,))
+    expected = x.transpose(0, 3, 1, 2).reshape(4, 30) @ weights + bias
+    assert evaluate(lambda x: fully_connected(x, 7, "fc"), x) == pytest.approx(expected, abs=1e-4)
+    flat = feature(4, 30)
+    assert evaluate(lambda x: fully_connected(x, 7, "fc"), flat) == pytest.approx(flat @ weights + bias, abs=1e-4)
+
+
+def test_transposed_convolution_paints_a_square_for_every_cell():
+    x = feature(2, 3, 4, 5)
+    kernel, bias = values("deconv", W=(2, 2, 6, 5), b=(6,))
+    expected = np.zeros([2, 6, 8, 6])
+    for row in range(3):
+        for column in range(4):
+            square = np.einsum("nc,ijoc->nijo", x[:, row, column], kernel)
+            expected[:, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2] = square
+    assert evaluate(lambda x: deconv2d(x, 6, "deconv"), x) == pytest.approx(expected + bias, abs=1e-4)
+
+
+@pytest.mark.parametrize("layer, shape", [
+    (lambda x: group_norm(x, "gn"), (0, 7, 7, 32)),
+    (lambda x: deconv2d(x, 4, "layer"), (0, 14, 14, 4)),
+    (lambda x: fully_connected(x, 4, "layer"), (0, 4)),
+])
+def test_no_rois(layer, shape):
+    def build(x):
+        y = layer(x)
+        return y, tf.gradients(tf.reduce_sum(y), tf.trainable_variables())
+
+    y, gradients = evaluate(build, np.zeros([0, 7, 7, 32], np.float32))
+    assert y.shape == shape
+    assert not any(gradient.any() for gradient in gradients)
+
+
+def variables(build):
+    with tf.Graph().as_default():
+        build(tf.zeros([1, 8, 8, 3]))
+        trained = {v.op.name for v in tf.trainable_variables()}
+        return {v.op.name: (v.shape.as_list(), v.op.name in trained) for v in tf.global_variables()}
+
+
+def test_names_and_shapes_of_variables():
+    bn = {f"conv0/bn/{name}": ([32], trained) for name, trained in
+          [("gamma", True), ("beta", True), ("mean/EMA", False), ("variance/EMA", False)]}
+    kernel = {"conv0/W": ([3, 3, 3, 32], True)}
+    assert variables(lambda x: conv2d(x, 32, 3, "conv0", norm="FreezeBN")) == {**kernel, **bn}
+    gn = {"conv0/gn/gamma": ([32], True), "conv0/gn/beta": ([32], True)}
+    assert variables(lambda x: conv2d(x, 32, 3, "conv0", norm="GN")) == {**kernel, **gn}
+    assert variables(lambda x: conv2d(x, 32, 3, "conv0")) == {**kernel, "conv0/b": ([32], True)}
+    assert variables(lambda x: conv2d(x, 32, 3, "conv0", norm="None")) == kernel
+    assert variables(lambda x: deconv2d(x, 4, "d")) == {"d/W": ([2, 2, 4, 3], True), "d/b": ([4], True)}
+    assert variables(lambda x: fully_connected(x, 4, "fc")) == {"fc/W": ([192, 4], True), "fc/b": ([4], True)}
+
+
+def test_frozen_variables():
+    def all_frozen(x):
+        with frozen_variables():
+            conv2d(x, 32, 3, "conv0", norm="GN")
+
+    def affine_frozen(x):
+        with tf.variable_scope("group1"), frozen_variables(lambda name: name.endswith(("/gamma", "/beta"))):
+            conv2d(x, 32, 3, "conv0", norm="FreezeBN")
+        conv2d(x, 32, 3, "conv1", norm="FreezeBN")
+
+    assert not any(trained for _, trained in variables(all_frozen).values())
+    trained = {name for name, (_, trained) in variables(affine_frozen).items() if trained}
+    assert trained == {"group1/conv0/W", "conv1/W", "conv1/bn/gamma", "conv1/bn/beta"}
+
+
+def test_convolution_without_norm():
+    x = feature(1, 6, 6, 3)
+    kernel, = values("layer", W=(3, 3, 3, 5))
+    ours = evaluate(lambda x: conv2d(x, 5, 3, "layer", stride=2, padding=((1, 0), (1, 0)), norm="None"), x)
+    assert ours == pytest.approx(numpy_conv(x, kernel, 2, ((1, 0), (1, 0))), abs=1e-4)

@@ -1,0 +1,361 @@
+#!/usr/bin/env python3
+"""Trains a detector; also predicts with one (--predict) or evaluates it (--evaluate). TensorFlow is imported late."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from config import (
+    KEYS,
+    Config,
+    ConfigError,
+    add_config_arguments,
+    default_config,
+    finalize_configs,
+    format_value,
+    run_command,
+)
+
+import numpy as np
+from tabulate import tabulate
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from data import load_training_set, make_train_dataflow
+from eval import format_metrics
+from FasterRCNN.datasets.catalog import load_dataset
+from FasterRCNN.engine.run_folder import CONFIG_FILE, check_run_folder, claim_run_folder, describe_run
+from FasterRCNN.imaging.read import read_image
+from FasterRCNN.imaging.visualize import draw_comparison
+from FasterRCNN.structures import Categories, Dataset
+from predict import add_predict_arguments, build_predictor, evaluate_model, run_prediction, unique_names
+
+if TYPE_CHECKING:
+    from FasterRCNN.engine.callbacks import Evaluation
+    from FasterRCNN.engine.optim import LrSchedule
+    from FasterRCNN.engine.predictor import Predictor
+    from FasterRCNN.engine.trainer import DetectorModel, TrainResult
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_LOGDIR = "train_log/maskrcnn"
+NUM_PICTURES = 4  # of each set and evaluation, for TensorBoard
+
+
+def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Trains as the command line says; the exit status, not 0 when a signal ended the run."""
+    logdir = Path(args.logdir)
+    check_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
+    cfg, dataset, val_sets = read_config_and_data(args)
+
+    from FasterRCNN.engine import compat  # isort: skip  (before TensorFlow)
+    from FasterRCNN.engine.trainer import Interrupted, Periods, train_detector
+
+    compat.apply()
+    start_weights = None if args.resume else choose_start_weights(cfg, args.load)
+    gpus, devices = find_devices(cfg)
+    schedule = make_schedule(cfg, num_devices=max(len(gpus), 1))
+    model = make_model(cfg)
+
+    claim_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
+    describe_run(logdir, config_yaml=cfg.to_yaml(), argv=argv, seed=cfg.TRAIN.SEED, devices=devices)
+    log_to_file(logdir / "log.txt")
+    announce(cfg, logdir, devices, dataset, val_sets, schedule)
+    epoch = cfg.TRAIN.STEPS_PER_EPOCH
+    try:
+        with logging_redirect_tqdm():
+            result = train_detector(
+                model,
+                make_dataflow=lambda start_step: make_train_dataflow(
+                    cfg, dataset, ims_per_gpu=cfg.TRAIN.IMS_PER_GPU, seed=cfg.TRAIN.SEED, start_step=start_step
+                ),
+                describe_images=lambda indices: describe_images(dataset, indices),
+                schedule=schedule,
+                logdir=logdir,
+                config_json=json.dumps(cfg.to_dict()),
+                periods=Periods(
+                    evaluation=cfg.TRAIN.EVAL_PERIOD * epoch,
+                    checkpoint=cfg.TRAIN.CHECKPOINT_PERIOD * epoch,
+                    summary=cfg.TRAIN.SUMMARY_PERIOD,
+                ),
+                gpus=gpus,
+                seed=cfg.TRAIN.SEED,
+                first_step=(cfg.TRAIN.STARTING_EPOCH - 1) * epoch,
+                resume=args.resume,
+                start_weights=start_weights,
+                evaluate=make_evaluation(cfg, val_sets, logdir / "eval") if val_sets else None,
+                best_metrics=[f"{metric_prefixes(val_sets)[0]}{kind}/AP" for kind in ("segm", "bbox") if val_sets],
+            )
+    except Interrupted as stop:
+        logger.warning("%s", stop)
+        return 128 + stop.signum
+    announce_end(logdir, result)
+    return 0
+
+
+# ---------------------------------------------------------------- what a run is made of
+
+
+def read_config_and_data(args: argparse.Namespace) -> tuple[Config, Dataset, list[Dataset]]:
+    """The final config, the training set and the sets to evaluate on."""
+    cfg = read_config(args)
+    starts_from_weights = bool(args.load or args.resume)
+    finalize_configs(cfg.clone(), is_training=True, starts_from_weights=starts_from_weights)
+    dataset = load_training_set(cfg)
+    take_categories(cfg, dataset.categories)
+    finalize_configs(cfg, is_training=True, starts_from_weights=starts_from_weights)
+    return cfg, dataset, load_val_sets(cfg, dataset.categories)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The defaults, or the config of the run to resume; then the file's keys, then --config's."""
+    cfg = default_config()
+    if args.resume:
+        cfg.update_file(Path(args.logdir) / CONFIG_FILE)
+    if args.config_file:
+        cfg.update_file(args.config_file)
+    cfg.update_args(args.config)
+    return cfg
+
+
+def take_categories(cfg: Config, categories: Categories) -> None:
+    """Writes the training set's classes into the config; ConfigError when it names others."""
+    names, ids = cfg.DATA.CLASS_NAMES, cfg.DATA.CATEGORY_IDS
+    if names not in ((), categories.names) or ids not in ((), categories.ids):
+        raise ConfigError(
+            f"DATA.CLASS_NAMES={format_value(names)}, DATA.CATEGORY_IDS={format_value(ids)}: DATA.TRAIN has classes "
+            f"{format_value(categories.names)} with ids {format_value(categories.ids)}; leave both keys out"
+        )
+    cfg.DATA.CLASS_NAMES, cfg.DATA.CATEGORY_IDS = categories.names, categories.ids
+
+
+def load_val_sets(cfg: Config, categories: Categories) -> list[Dataset]:
+    """The sets of DATA.VAL, labelled as the training set."""
+    try:
+        return [
+            load_dataset(
+                spec,
+                basedir=cfg.DATA.BASEDIR,
+                absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+                with_masks=cfg.MODE_MASK,
+                categories=categories,
+            )
+            for spec in cfg.DATA.VAL
+        ]
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error} (to train without evaluation: DATA.VAL=[])") from None
+
+
+def choose_start_weights(
+    cfg: Config, load: str | None
+) -> Callable[[Mapping[str, tuple[int, ...]]], dict[str, np.ndarray]] | None:
+    """What picks a model's start values: from --load, else from BACKBONE.WEIGHTS; None from scratch."""
+    from FasterRCNN.engine.weights import read_weights, select_for_training
+
+    source = load or cfg.BACKBONE.WEIGHTS
+    if not source:
+        return None
+    weights = read_weights(source)
+
+    def select(variables: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+        values, report = select_for_training(weights, variables, config=cfg.to_dict(), source=source)
+        logger.info("weights from %s:\n%s", source, report.summary())
+        return values
+
+    return select
+
+
+def find_devices(cfg: Config) -> tuple[list[int], list[str]]:
+    """(GPU numbers, the devices in words); no numbers mean the CPU. ConfigError when more are wanted than there are."""
+    import tensorflow as tf
+
+    found = tf.config.list_physical_devices("GPU")
+    if cfg.TRAIN.NUM_GPUS == 0:
+        tf.config.set_visible_devices([], "GPU")
+    wanted = len(found) if cfg.TRAIN.NUM_GPUS is None else cfg.TRAIN.NUM_GPUS
+    if wanted > len(found):
+        raise ConfigError(
+            f"TRAIN.NUM_GPUS={wanted}, but TensorFlow sees {len(found)} GPUs: leave it out to train on what there is"
+        )
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in found[:wanted]]
+    return list(range(wanted)), names or [f"CPU, {os.cpu_count()} cores"]
+
+
+def make_schedule(cfg: Config, *, num_devices: int) -> LrSchedule:
+    """The learning rate for the true global batch."""
+    from FasterRCNN.engine.optim import lr_schedule
+
+    return lr_schedule(
+        cfg.TRAIN.LR_SCHEDULE,
+        base_lr=cfg.TRAIN.BASE_LR,
+        global_batch=cfg.TRAIN.IMS_PER_GPU * num_devices,
+        warmup=cfg.TRAIN.WARMUP,
+        warmup_init_lr=cfg.TRAIN.WARMUP_INIT_LR,
+        decay=cfg.TRAIN.LR_DECAY,
+    )
+
+
+def make_model(cfg: Config) -> DetectorModel:
+    """The detector with its losses and optimizer."""
+    from FasterRCNN.engine.trainer import DetectorModel
+    from FasterRCNN.modeling.build import build_detector
+
+    return DetectorModel(
+        build_detector(cfg),
+        ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
+        with_masks=cfg.MODE_MASK,
+        weight_decay=cfg.TRAIN.WEIGHT_DECAY,
+        momentum=cfg.TRAIN.MOMENTUM,
+        clip_norm=cfg.TRAIN.GRADIENT_CLIP,
+    )
+
+
+def describe_images(dataset: Dataset, indices: Sequence[int]) -> str:
+    """The ids and files of training images."""
+    records = [dataset.records[index] for index in indices]
+    return ", ".join(f"image id {record.image_id} ({record.file_name})" for record in records)
+
+
+# ---------------------------------------------------------------- what is said
+
+
+def announce(
+    cfg: Config,
+    logdir: Path,
+    devices: Sequence[str],
+    dataset: Dataset,
+    val_sets: Sequence[Dataset],
+    schedule: LrSchedule,
+) -> None:
+    """Says what is about to happen: folder, changed keys, device, data and schedule."""
+    default = default_config()
+    changed = "\n".join(f"  {key}={format_value(cfg[key])}" for key in KEYS if cfg[key] != default[key])
+    logger.info("run folder: %s\nconfig, where it is not the default:\n%s", logdir, changed)
+    if devices[0].startswith("CPU"):
+        reason = "TRAIN.NUM_GPUS=0" if cfg.TRAIN.NUM_GPUS == 0 else "no GPU found"
+        logger.info("%s: training on the %s, with the simple trainer", reason, devices[0])
+    else:
+        logger.info("training on %d GPU(s), with the replicated trainer: %s", len(devices), ", ".join(devices))
+    logger.info("train: %s, %d images, %d classes", dataset.name, len(dataset.records), len(dataset.categories))
+    for val_set in val_sets:
+        logger.info("evaluate: %s, %d images", val_set.name, len(val_set.records))
+    headers = ["from step", "to step", "images seen", "learning rate"]
+    table = tabulate(schedule.table(), headers=headers, disable_numparse=True)
+    logger.info("schedule for a global batch of %d:\n%s", schedule.global_batch, table)
+
+
+def announce_end(logdir: Path, result: TrainResult) -> None:
+    """Says where the weights are."""
+    from FasterRCNN.engine.callbacks import BEST_NAME
+
+    logger.info("finished at step %d\nlast checkpoint: %s", result.step, result.last_checkpoint)
+    model = logdir
+    if result.best:
+        model, best = logdir / BEST_NAME, result.best
+        logger.info("best checkpoint: %s (%s %.4f at step %d)", model, best.metric, best.value, best.step)
+    logger.info("predict with: ./predict.py PHOTO --load %s", model)
+
+
+def log_to_file(path: Path) -> None:
+    """Adds what is logged to a file, with the time of each line."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+# ---------------------------------------------------------------- evaluation during training
+
+
+def make_evaluation(
+    cfg: Config, val_sets: Sequence[Dataset], output_dir: Path
+) -> Callable[[dict[str, np.ndarray], int], Evaluation]:
+    """What evaluates weights on every set with the predictor that users get; results are written to `output_dir`."""
+    from FasterRCNN.engine.callbacks import Evaluation
+
+    def evaluate(weights: dict[str, np.ndarray], step: int) -> Evaluation:
+        evaluation = Evaluation(metrics={}, pictures={})
+        with build_predictor(cfg, weights) as predictor:
+            for prefix, dataset in zip(metric_prefixes(val_sets), val_sets):
+                metrics = evaluate_model(
+                    predictor,
+                    dataset,
+                    output_dir / f"{prefix.replace('/', '.')}step-{step}.json",
+                    max_detections=cfg.TEST.RESULTS_PER_IM,
+                    absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+                )
+                logger.info("%s at step %d\n%s", dataset.name, step, format_metrics(metrics))
+                evaluation.metrics.update({prefix + name: value for name, value in metrics.scalars().items()})
+                pictures = draw_pictures(predictor, dataset, cfg.TEST.RESULT_SCORE_THRESH_VIS)
+                evaluation.pictures.update({f"{prefix}image/{name}": picture for name, picture in pictures.items()})
+        return evaluation
+
+    return evaluate
+
+
+def metric_prefixes(val_sets: Sequence[Dataset]) -> list[str]:
+    """What stands before the names of each set's numbers: nothing when there is one set."""
+    names = unique_names([val_set.name for val_set in val_sets])
+    return [""] if len(names) == 1 else [f"{name}/" for name in names]
+
+
+def draw_pictures(predictor: Predictor, dataset: Dataset, score_threshold: float) -> dict[str, np.ndarray]:
+    """Truth beside prediction of the first few images, RGB, by image id."""
+    records = [dataset.records[i] for i in range(min(NUM_PICTURES, len(dataset.records)))]
+    photos = [read_image(record.file_name) for record in records]
+    pictures = {}
+    for record, photo, detections in zip(records, photos, predictor.predict_stream(photos)):
+        picture = draw_comparison(photo, record, detections, dataset.categories, score_threshold=score_threshold)
+        pictures[str(record.image_id)] = picture[:, :, ::-1]
+    return pictures
+
+
+# ---------------------------------------------------------------- the command
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """The command line, checked as far as it can be without files."""
+    parser = argparse.ArgumentParser(
+        description="Train a detector on COCO-format data; or predict with a trained one, or evaluate it.",
+        epilog="./config.py lists the config keys. A run's folder holds its config, checkpoints and evaluations.",
+    )
+    parser.add_argument("--logdir", default=DEFAULT_LOGDIR, metavar="DIR", help="the run's folder (%(default)s)")
+    parser.add_argument("--load", metavar="WEIGHTS", help="start from an .npz file, checkpoint or run folder")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --logdir where it stopped")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in --logdir first")
+    parser.add_argument("--predict", nargs="+", metavar="PHOTO", help="do not train: predict on photos with --load")
+    parser.add_argument("--evaluate", metavar="OUT.json", help="do not train: evaluate --load on DATA.VAL")
+    add_predict_arguments(parser)
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)
+    if (args.predict or args.evaluate) and not args.load:
+        parser.error("--predict and --evaluate need --load MODEL: a run folder, checkpoint or .npz file")
+    if args.resume and args.load:
+        parser.error("--resume takes the weights of the run itself: leave --load out, or start a new run with it")
+    return args
+
+
+def main() -> int:
+    """Trains, or predicts, or evaluates."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    args = parse_arguments(sys.argv[1:])
+    if not args.predict and not args.evaluate:
+        return train(args, sys.argv)
+    return run_prediction(
+        args.load,
+        overrides=args.config,
+        config_file=args.config_file,
+        inputs=args.predict or (),
+        evaluate=args.evaluate,
+        output_dir=args.output_dir,
+        show=not args.no_show,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
