@@ -45,7 +45,7 @@ def test_an_unknown_name_is_answered_with_the_choices(spec):
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"annotations/instances_val2017\.json: no such annotation file"):
+    with pytest.raises(FileNotFoundError, match=r"no such annotation file .*annotations/instances_val2017\.json"):
         load_dataset("coco_val2017", basedir=tmp_path)
 
 
@@ -71,3 +71,12 @@ def test_sets_of_other_categories_do_not_join(tmp_path):
 def test_no_set_at_all():
     with pytest.raises(ValueError, match="no data set is given"):
         load_datasets([], basedir="")
+
+
+def test_a_missing_named_set_names_those_that_are_there(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"coco_train2017: no such annotation file .*DATA.BASEDIR=/path"):
+        load_dataset("coco_train2017", basedir=tmp_path)
+    (tmp_path / "annotations" / "instances_valminusminival2014.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match="has those of coco_valminusminival2014: name them in DATA.TRAIN"):
+        load_dataset("coco_train2017", basedir=tmp_path)

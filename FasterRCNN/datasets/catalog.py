@@ -75,10 +75,22 @@ def load_datasets(
     )
 
 
+def _annotations_of(spec: str, basedir: Path) -> Path:
+    return basedir / "annotations" / f"instances_{spec.removeprefix('coco_')}.json"
+
+
 def _locate(spec: str, basedir: Path) -> tuple[str, Path, Path]:
     """(name, annotation file, image folder)."""
     if spec in COCO_IMAGE_FOLDERS:
-        annotation_file = basedir / "annotations" / f"instances_{spec.removeprefix('coco_')}.json"
+        annotation_file = _annotations_of(spec, basedir)
+        if not annotation_file.is_file():
+            there = [name for name in COCO_IMAGE_FOLDERS if _annotations_of(name, basedir).is_file()]
+            raise FileNotFoundError(
+                f"data set {spec}: no such annotation file {annotation_file}. "
+                + (f"The folder has those of {', '.join(there)}: name them in DATA.TRAIN or DATA.VAL" if there else
+                   "Give the folder that holds annotations/ with DATA.BASEDIR=/path/to/COCO/DIR, or name your own data "
+                   "as path/to/instances.json:path/to/images in DATA.TRAIN and DATA.VAL")
+            )
         return spec, annotation_file, basedir / COCO_IMAGE_FOLDERS[spec]
     annotation_file, colon, image_dir = spec.rpartition(":")
     if not colon or not annotation_file or not image_dir:
