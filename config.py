@@ -119,7 +119,7 @@ TABLE = (
     Key("TRAIN.IMS_PER_GPU", 1, int, "images per device and step", AT_LEAST_ONE),
     Key("TRAIN.SEED", 0, int, "seed of the images' order, augmentation, sampling and start values", NOT_NEGATIVE),
     Key("TRAIN.BASE_LR", 1e-2, float, "learning rate for 8 images a step; scaled with the true batch", ABOVE_ZERO),
-    Key("TRAIN.WARMUP", 1000, int, "steps of linear warm-up", NOT_NEGATIVE),
+    Key("TRAIN.WARMUP", 1000, int, "steps of linear warm-up, of 8 images each", NOT_NEGATIVE),
     Key("TRAIN.WARMUP_INIT_LR", 1e-5, float,
         "learning rate at the first warm-up step, for 8 images a step", NOT_NEGATIVE),
     Key("TRAIN.LR_SCHEDULE", "2x", str | list[int],
@@ -678,8 +678,8 @@ def describe(cfg: Config, words: Iterable[str] = ()) -> str:
 def run_command(main: Callable[[], int | None]) -> int:
     """Run a command's `main`; a user's mistake is printed as one line, and the exit status is 2.
 
-    A mistake is a missing file, or a ValueError raised by this project's own code.  One raised inside a library
-    is a defect here, and keeps its traceback; TRACEBACK=1 in the environment keeps every traceback.
+    A mistake is a file that cannot be read or written, or a ValueError raised by this project's own code.  One raised
+    inside a library is a defect here, and keeps its traceback; TRACEBACK=1 in the environment keeps every traceback.
     """
     if os.environ.get("TRACEBACK"):
         return main() or 0
@@ -688,7 +688,7 @@ def run_command(main: Callable[[], int | None]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, FileExistsError, PermissionError) as error:
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
     except ValueError as error:
         raised_in = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()

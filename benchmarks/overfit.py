@@ -17,10 +17,13 @@ sys.path.insert(0, str(ROOT))
 from config import run_command  # noqa: E402
 
 
-def first_images(annotations, number):
-    """Return the annotations of the first `number` images, by id, that have objects."""
-    with_objects = {a["image_id"] for a in annotations["annotations"] if not a.get("iscrowd", 0)}
-    images = [image for image in annotations["images"] if image["id"] in with_objects]
+def first_images(annotations, number, smallest):
+    """Return the annotations of the first `number` images, by id, with objects of `smallest` pixels or more alone."""
+    sizes = {}
+    for annotation in annotations["annotations"]:
+        if not annotation.get("iscrowd", 0):
+            sizes.setdefault(annotation["image_id"], []).append(annotation["area"] ** 0.5)
+    images = [image for image in annotations["images"] if min(sizes.get(image["id"], [0])) >= smallest]
     images = sorted(images, key=lambda image: image["id"])[:number]
     ids = {image["id"] for image in images}
     return {**annotations, "images": images,
@@ -33,12 +36,14 @@ def main():
     parser.add_argument("images", type=Path)
     parser.add_argument("--output-dir", type=Path, required=True)
     parser.add_argument("--number", type=int, default=8, help="photos (%(default)s)")
+    parser.add_argument("--smallest", type=float, default=24, metavar="PIXELS",
+                        help="leave out photos with an object of less than this side, √area (%(default)s)")
     parser.add_argument("--goal", type=float, default=0.80, help="mask AP (%(default)s)")
     parser.add_argument("--config", nargs="+", default=[], metavar="KEY=VALUE", help="changes to configs/overfit.yaml")
     args = parser.parse_args()
     args.output_dir.mkdir(parents=True, exist_ok=True)
     subset = args.output_dir / "annotations.json"
-    subset.write_text(json.dumps(first_images(json.loads(args.annotations.read_text()), args.number)))
+    subset.write_text(json.dumps(first_images(json.loads(args.annotations.read_text()), args.number, args.smallest)))
     data = f"{subset}:{args.images}"
     model, results = args.output_dir / "model", args.output_dir / "results.json"
     train = [sys.executable, ROOT / "train.py", "--config-file", ROOT / "configs" / "overfit.yaml", "--logdir", model,

@@ -10,7 +10,7 @@ from FasterRCNN.engine import weights as W
 
 FPN_CONFIG = {
     "MODE_FPN": True, "MODE_MASK": True,
-    "BACKBONE": {"RESNET_NUM_BLOCKS": [1, 1, 2, 1], "NORM": "FreezeBN"},
+    "BACKBONE": {"RESNET_NUM_BLOCKS": [1, 1, 2, 1], "NORM": "FreezeBN", "CHANNELS": 4},
     "FPN": {"NUM_CHANNEL": 8, "NORM": "None", "CASCADE": False, "FRCNN_HEAD_FUNC": "fastrcnn_2fc_head",
             "FRCNN_FC_HEAD_DIM": 6, "MRCNN_HEAD_FUNC": "maskrcnn_up4conv_head"},
     "MRCNN": {"HEAD_DIM": 8}, "RPN": {"HEAD_DIM": 4},
@@ -320,6 +320,8 @@ def test_suggested_config_of_other_heads():
     assert (found["FPN.FRCNN_CONV_HEAD_DIM"], found["FPN.FRCNN_FC_HEAD_DIM"]) == (5, 7)
     assert W.number_of_classes(model) == 3
     assert W.suggest_config({}) == {}
+    stem = {"conv0/W": (7, 7, 3, 4), "group0/block0/conv1/W": (1, 1, 4, 4)}
+    assert "BACKBONE.RESNET_NUM_BLOCKS" not in W.suggest_config(stem)
 
 
 def test_training_from_a_backbone():

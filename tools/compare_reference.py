@@ -9,6 +9,7 @@ name and shape (`reference_value`). Prints the greatest difference of every tens
 """
 import argparse
 import sys
+import zipfile
 import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,7 @@ def compare_inference(case):
     compare_maps(result, case, maps)
     compare_proposals(result, case, boxes[valid])
     result.at_most("scores of given proposals", np.abs(all_scores - case["all_scores"]).max(), 1e-3)
+    result.same("boxes of given proposals, shape", all_boxes.shape, case["all_boxes"].shape)
     if all_boxes.shape == case["all_boxes"].shape:
         result.at_most("boxes of given proposals, pixels", np.abs(all_boxes - case["all_boxes"]).max(), 0.1)
     compare_detections(result, case, {name: value[0] for name, value in final.items()})
@@ -177,6 +179,9 @@ def compare_proposals(result, case, boxes):
 def compare_detections(result, case, final):
     """Compare the final detections: same label, IoU ≥ 0.99, score within 1e-3, and the masks of those matched."""
     count = int(final["num_detections"])
+    result.at_least("detections", count, 1 if len(case["boxes"]) else 0)
+    if count == 0 or not len(case["boxes"]):
+        return
     iou = box_agreement(case["boxes"], final["boxes"][:count])
     alike = (case["labels"][:, None] == final["labels"][None, :count])
     alike &= np.abs(case["scores"][:, None] - final["scores"][None, :count]) <= 1e-3
@@ -217,15 +222,12 @@ def compare_training(case, train_case):
 
 
 def compare_loss(result, name, ours, reference):
-    """Compare one loss over the draws: by its value if sampling does not change it, else by its mean."""
-    if name == "wd":
-        result.at_most(name, abs(ours.mean() / reference.mean() - 1), 1e-4)
-    elif name in ("rpn/loss_cls", "box/loss_cls"):
-        spread = np.sqrt(reference.var(ddof=1) / len(reference) + ours.var(ddof=1) / len(ours))
-        result.at_most(f"{name}, mean, standard errors", abs(ours.mean() - reference.mean()) / spread, 4)
-    else:
-        limit = 0.01 if name == "mask/loss" else 0.005
-        result.at_most(name, abs(ours.mean() / reference.mean() - 1), limit)
+    """Compare a loss by its mean over the draws: within a share or, where sampling varies it, 4 standard errors."""
+    share = {"wd": 1e-4, "mask/loss": 0.01, "rpn/loss_cls": 0, "box/loss_cls": 0}.get(name, 0.005)
+    count = max(len(reference) - 1, 1)
+    standard_error = np.sqrt(reference.var() / count + ours.var() / count)
+    limit = max(share * abs(reference.mean()), 4 * standard_error, 1e-6)
+    result.at_most(f"{name}: |{ours.mean():.6g} - {reference.mean():.6g}|", abs(ours.mean() - reference.mean()), limit)
 
 
 def training_inputs(train_case, pad_multiple, cfg):
@@ -245,16 +247,27 @@ def training_inputs(train_case, pad_multiple, cfg):
             "gt_masks": gt_masks}
 
 
+def read_case(path, keys):
+    """Return the arrays of an .npz; ValueError when it is none, or lacks some of `keys`."""
+    try:
+        case = dict(np.load(path, allow_pickle=False))
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is no reference case: {error}") from None
+    if "draws" not in case and (lacking := [key for key in keys if key not in case]):
+        raise ValueError(f"{path} is not the case expected here: it lacks {', '.join(lacking)}")
+    return case
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("case", help="a reference case (.npz)")
     parser.add_argument("--train-case", help="the image and objects (.npz) of a case of training losses")
     args = parser.parse_args()
-    case = dict(np.load(args.case, allow_pickle=False))
+    case = read_case(args.case, ["draws", "names"] if args.train_case else ["image_bgr", "config"])
     if "draws" in case:
         if not args.train_case:
             raise ValueError(f"{args.case} holds training losses: give the image with --train-case train_case.npz")
-        return compare_training(case, np.load(args.train_case, allow_pickle=False)).report()
+        return compare_training(case, read_case(args.train_case, ["image_bgr", "boxes", "labels"])).report()
     return compare_inference(case).report()
 
 

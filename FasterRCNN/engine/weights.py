@@ -233,7 +233,9 @@ def suggest_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
         return {}
     blocks = [{name.split("/")[1] for name in shapes if name.startswith(f"group{group}/")} for group in range(4)]
     norm = "GN" if "conv0/gn/gamma" in shapes else "FreezeBN" if "conv0/bn/gamma" in shapes else "None"
-    keys = {"BACKBONE.RESNET_NUM_BLOCKS": [len(group) for group in blocks], "BACKBONE.NORM": norm}
+    keys = {"BACKBONE.NORM": norm, "BACKBONE.CHANNELS": shapes["conv0/W"][-1]}
+    if all(blocks):
+        keys["BACKBONE.RESNET_NUM_BLOCKS"] = [len(group) for group in blocks]
     if "rpn/conv0/W" not in shapes:
         return keys
     keys["MODE_FPN"] = has_fpn = any(name.startswith("fpn/") for name in shapes)

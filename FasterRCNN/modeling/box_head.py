@@ -13,6 +13,8 @@ from ..ops.layers import conv2d, fully_connected, group_norm, normal
 from ..ops.nms import separate_by_label
 from ..ops.sampling import sample_foreground_background, uniform_rows
 
+ROI_STREAM = [0, 64]  # added to an image's seed: the anchors of level l are drawn from [0, l]
+
 
 def with_one_filled(valid, among=None):
     """Return `valid` with one slot filled if none is, the first of `among` (default: of all): bool B×S -> bool B×S.
@@ -69,7 +71,7 @@ def sample_rois(proposals, gt_boxes, gt_labels, image_seeds, *, total, foregroun
     iou = pairwise_iou(boxes, gt_boxes) * tf.cast(is_object, tf.float32)[:, None, :]
     best_iou, best_index = tf.reduce_max(iou, axis=2), tf.argmax(iou, axis=2, output_type=tf.int32)
     is_foreground = best_iou >= foreground_thresh
-    keys = uniform_rows(image_seeds, tf.shape(boxes)[1])
+    keys = uniform_rows(image_seeds + ROI_STREAM, tf.shape(boxes)[1])
     indices, foreground, chosen = sample_foreground_background(
         is_foreground & valid, ~is_foreground & valid, total, int(total * foreground_ratio), keys)
     matched = tf.gather(best_index, indices, batch_dims=1)

@@ -21,7 +21,6 @@ MASK_HEADS = {
     "maskrcnn_up4conv_head": mask_head,
     "maskrcnn_up4conv_gn_head": partial(mask_head, norm="GN"),
 }
-RPN_MIN_CANVAS = 1344  # pixels; anchors' random numbers are drawn on at least this square, whatever a batch's canvas
 
 
 def build_detector(cfg):
@@ -39,7 +38,8 @@ def build_detector(cfg):
             sample_anchors, positive_thresh=cfg.RPN.POSITIVE_ANCHOR_THRESH,
             negative_thresh=cfg.RPN.NEGATIVE_ANCHOR_THRESH, crowd_overlap_thresh=cfg.RPN.CROWD_OVERLAP_THRESH,
             total=cfg.RPN.BATCH_PER_IM, foreground_ratio=cfg.RPN.FG_RATIO,
-            sides=[-(-RPN_MIN_CANVAS // stride) for stride in strides]),
+            # No image is larger, so that no batch's canvas changes the numbers that an image's anchors draw.
+            sides=[-(-cfg.PREPROC.MAX_SIZE // stride) for stride in strides]),
         rpn_batch_per_image=cfg.RPN.BATCH_PER_IM,
         propose=proposal_function(cfg, max_log_scale),
         sample_rois=partial(sample_rois, total=cfg.FRCNN.BATCH_PER_IM, foreground_ratio=cfg.FRCNN.FG_RATIO,

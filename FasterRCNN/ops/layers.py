@@ -112,7 +112,7 @@ def group_norm(x, scope, *, groups=GROUPS, gamma_initializer=None, extent=None):
     With `extent`, statistics are taken over each image's own cells, so that padding does not change them.
     """
     with tf.variable_scope(scope):
-        channels = x.shape[-1].value if hasattr(x.shape[-1], "value") else x.shape[-1]
+        channels = x.shape[-1]
         gamma = tf.get_variable("gamma", [channels], initializer=gamma_initializer or tf.ones_initializer())
         beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
     shape = tf.shape(x)
