@@ -38,7 +38,7 @@ from eval import (
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
 from FasterRCNN.imaging.read import read_image
-from FasterRCNN.imaging.visualize import draw_detections
+from FasterRCNN.imaging.visualize import draw_comparison, draw_detections
 from FasterRCNN.structures import Categories, Dataset, Detections
 
 if TYPE_CHECKING:
@@ -204,6 +204,19 @@ def predict_files(
     return done
 
 
+def draw_comparisons(
+    predictor: Predictor, dataset: Dataset, number: int, *, score_threshold: float
+) -> dict[int | str, np.ndarray]:
+    """Truth beside prediction of a data set's first `number` images, BGR, by image id; unreadable ones are left out."""
+    records = [dataset.records[i] for i in range(min(number, len(dataset.records)))]
+    return {
+        records[i].image_id: draw_comparison(
+            photo, records[i], detections, dataset.categories, score_threshold=score_threshold
+        )
+        for i, photo, detections in detect_files(predictor, [record.file_name for record in records], {})
+    }
+
+
 def expand_inputs(inputs: Sequence[str | Path]) -> list[str]:
     """The files meant by files, folders (their images) and globs, each once; ValueError for an empty folder or glob."""
     files: list[str] = []
@@ -284,6 +297,7 @@ def evaluate_model(
     absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections and is logged;
     ValueError when none can be read.
     """
+    write_json([], output)  # what stands in the way of writing is known before the work, not after it
     images = [(record.file_name, record.image_id) for record in dataset.records]
     files = [file for file, _ in images]
     failures: dict[str, str] = {}

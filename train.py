@@ -31,10 +31,15 @@ from data import load_training_set, make_train_dataflow
 from eval import format_metrics
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.engine.run_folder import CONFIG_FILE, check_run_folder, claim_run_folder, describe_run
-from FasterRCNN.imaging.read import read_image
-from FasterRCNN.imaging.visualize import draw_comparison
 from FasterRCNN.structures import Categories, Dataset
-from predict import add_predict_arguments, build_predictor, evaluate_model, run_prediction, unique_names
+from predict import (
+    add_predict_arguments,
+    build_predictor,
+    draw_comparisons,
+    evaluate_model,
+    run_prediction,
+    unique_names,
+)
 
 if TYPE_CHECKING:
     from FasterRCNN.engine.callbacks import Evaluation
@@ -63,10 +68,12 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
     schedule = make_schedule(cfg, num_devices=max(len(gpus), 1))
     model = make_model(cfg)
 
-    claim_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
-    describe_run(logdir, config_yaml=cfg.to_yaml(), argv=argv, seed=cfg.TRAIN.SEED, devices=devices)
-    log_to_file(logdir / "log.txt")
-    announce(cfg, logdir, devices, dataset, val_sets, schedule)
+    def open_run_folder() -> None:
+        claim_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
+        describe_run(logdir, config_yaml=cfg.to_yaml(), argv=argv, seed=cfg.TRAIN.SEED, devices=devices)
+        log_to_file(logdir / "log.txt")
+        announce(cfg, logdir, devices, dataset, val_sets, schedule)
+
     epoch = cfg.TRAIN.STEPS_PER_EPOCH
     try:
         with logging_redirect_tqdm():
@@ -78,6 +85,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 describe_images=lambda indices: describe_images(dataset, indices),
                 schedule=schedule,
                 logdir=logdir,
+                open_logdir=open_run_folder,
                 config_json=json.dumps(cfg.to_dict()),
                 periods=Periods(
                     evaluation=cfg.TRAIN.EVAL_PERIOD * epoch,
@@ -176,8 +184,6 @@ def find_devices(cfg: Config) -> tuple[list[int], list[str]]:
     import tensorflow as tf
 
     found = tf.config.list_physical_devices("GPU")
-    if cfg.TRAIN.NUM_GPUS == 0:
-        tf.config.set_visible_devices([], "GPU")
     wanted = len(found) if cfg.TRAIN.NUM_GPUS is None else cfg.TRAIN.NUM_GPUS
     if wanted > len(found):
         raise ConfigError(
@@ -306,13 +312,8 @@ def metric_prefixes(val_sets: Sequence[Dataset]) -> list[str]:
 
 def draw_pictures(predictor: Predictor, dataset: Dataset, score_threshold: float) -> dict[str, np.ndarray]:
     """Truth beside prediction of the first few images, RGB, by image id."""
-    records = [dataset.records[i] for i in range(min(NUM_PICTURES, len(dataset.records)))]
-    photos = [read_image(record.file_name) for record in records]
-    pictures = {}
-    for record, photo, detections in zip(records, photos, predictor.predict_stream(photos)):
-        picture = draw_comparison(photo, record, detections, dataset.categories, score_threshold=score_threshold)
-        pictures[str(record.image_id)] = picture[:, :, ::-1]
-    return pictures
+    pictures = draw_comparisons(predictor, dataset, NUM_PICTURES, score_threshold=score_threshold)
+    return {str(image_id): picture[:, :, ::-1] for image_id, picture in pictures.items()}
 
 
 # ---------------------------------------------------------------- the command

@@ -30,23 +30,18 @@ def run(*command):
         raise ValueError(f"./{script} ended with exit status {status}; its message is above")
 
 
-def draw_comparisons(model, base, output):
+def write_comparisons(model, base, output):
     """Write pictures of held-out images, truth beside prediction."""
     from FasterRCNN.datasets.catalog import load_dataset
-    from FasterRCNN.imaging.read import read_image
-    from FasterRCNN.imaging.visualize import draw_comparison
-    from predict import load_predictor
+    from predict import draw_comparisons, load_predictor
 
     output.mkdir(parents=True, exist_ok=True)
     predictor, cfg = load_predictor(model, [f"DATA.BASEDIR={base}"])
     dataset = load_dataset(cfg.DATA.VAL[0], basedir=str(base))
     with predictor:
-        records = [dataset.records[i] for i in range(NUM_PICTURES)]
-        photos = [read_image(record.file_name) for record in records]
-        for record, photo, detections in zip(records, photos, predictor.predict_stream(photos)):
-            picture = draw_comparison(photo, record, detections, dataset.categories,
-                                      score_threshold=cfg.TEST.RESULT_SCORE_THRESH_VIS)
-            cv2.imwrite(str(output / f"{Path(record.file_name).stem}.png"), picture)
+        pictures = draw_comparisons(predictor, dataset, NUM_PICTURES, score_threshold=cfg.TEST.RESULT_SCORE_THRESH_VIS)
+    for image_id, picture in pictures.items():
+        cv2.imwrite(str(output / f"{image_id}.png"), picture)
 
 
 def main():
@@ -63,7 +58,7 @@ def main():
     run("predict.py", "--load", model, "--evaluate", results)
     photos = sorted((base / "val2017").glob("*.jpg"))[:NUM_PICTURES]
     run("predict.py", *photos, "--load", model, "--output-dir", args.output_dir / "detections", "--no-show")
-    draw_comparisons(model, base, pictures)
+    write_comparisons(model, base, pictures)
     metrics = json.loads(results.with_suffix(".metrics.json").read_text())
     box_ap, mask_ap = metrics["bbox"]["AP"], metrics["segm"]["AP"]
     reached = min(box_ap, mask_ap) >= GOAL

@@ -91,6 +91,19 @@ def test_a_run_folder_is_not_overwritten_by_mistake(run, base):
     assert "--resume" in output and "--overwrite" in output and "Traceback" not in output
 
 
+def test_what_does_not_fit_spoils_no_run(run, base, tmp_path):
+    logdir = tmp_path / "run"
+    shutil.copytree(run[0], logdir)
+    before = {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
+    output = command("train.py", "--logdir", logdir, "--resume", "--config", "MODE_MASK=False", "FPN.NUM_CHANNEL=64",
+                     status=2)
+    assert "resume with the configuration of the run" in output and "Traceback" not in output
+    output = command("train.py", "--logdir", logdir, "--overwrite", "--load", run[0], "--config", *TINY,
+                     f"DATA.BASEDIR={base}", "FPN.NUM_CHANNEL=64", status=2)
+    assert "does not fit" in output and "Traceback" not in output
+    assert before == {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
+
+
 def test_evaluate_then_score_the_file_again(run, base):
     results = base / "out.json"
     output = command("train.py", "--evaluate", results, "--load", run[0])

@@ -66,7 +66,8 @@ class FeedLearningRate(Callback):
 class WatchLosses(Callback):
     """Fetches each step's losses, writes their means every `period` steps, and stops the run at one that is not finite.
 
-    describe_images: names images (id and file) from their indices in the training set.
+    describe_images: names images (id and file) from their indices in the training set. before_stopping is called
+    before the run is stopped; the step with the bad loss has left the weights as they were.
     """
 
     _chief_only = False
@@ -79,8 +80,10 @@ class WatchLosses(Callback):
         data_waits: Sequence[tf.Tensor],
         schedule: LrSchedule,
         describe_images: Callable[[Sequence[int]], str],
+        before_stopping: Callable[[], object],
         period: int,
     ):
+        self._before_stopping = before_stopping
         self._fetches = {"towers": list(towers), "grad_norms": list(grad_norms), "data_waits": list(data_waits)}
         self._schedule = schedule
         self._describe_images = describe_images
@@ -120,6 +123,7 @@ class WatchLosses(Callback):
         wrong = ", ".join(f"{name} = {value:g}" for name, value in terms if not np.isfinite(value))
         right = ", ".join(f"{name} = {value:.4g}" for name, value in terms if np.isfinite(value))
         images = self._describe_images([int(index) for tower in to_blame for index in tower.image_index])
+        self._before_stopping()
         raise NonFiniteLoss(
             f"not finite at step {self.global_step}: {wrong or 'the gradient'} (finite: {right or 'no term'})\n"
             f"  images of that step: {images}\n"
@@ -213,6 +217,11 @@ class Checkpoints(Callback):
             self._last_step = self.global_step
             logger.info("checkpoint %s", self.last)
         return self.last
+
+    def save_first(self) -> None:
+        """Saves if nothing has been saved in this run or those before it."""
+        if self.last is None:
+            self.save()
 
     def save_best(self) -> str:
         """Saves the same under the name `best`, over the best one before."""

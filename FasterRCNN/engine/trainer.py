@@ -220,11 +220,29 @@ class StartValues(SessionInit):
             return
         try:
             self._saver.restore(sess, self._checkpoint)
-        except (tf.errors.NotFoundError, tf.errors.InvalidArgumentError, ValueError) as error:
-            raise ValueError(
-                f"checkpoint {self._checkpoint} is not one of this model ({str(error).splitlines()[0]}): resume with "
-                "the configuration of the run, or start a new run from its weights with --load"
-            ) from None
+        except (tf.errors.OpError, ValueError) as error:
+            raise _cannot_resume(self._checkpoint, error) from None
+
+
+def check_checkpoint(checkpoint: str, variables: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ValueError unless a checkpoint can be read and has these variables, by name, in these shapes."""
+    try:
+        shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
+    except (tf.errors.OpError, ValueError) as error:
+        raise _cannot_resume(checkpoint, error) from None
+    wrong = [name for name, shape in variables.items() if tuple(shapes.get(name, ())) != shape]
+    if wrong:
+        found = shapes.get(wrong[0], "none")
+        what = f"{len(wrong)} variables differ, the first {wrong[0]}: {found} instead of {list(variables[wrong[0]])}"
+        raise _cannot_resume(checkpoint, what)
+
+
+def _cannot_resume(checkpoint: str, error: object) -> ValueError:
+    return ValueError(
+        f"checkpoint {checkpoint} is damaged or not one of this model ({str(error).splitlines()[0]}): resume with the "
+        "configuration of the run, delete the checkpoint's files to resume from the one before, or start a new run "
+        "from its weights with --load"
+    )
 
 
 @dataclass(frozen=True)
@@ -243,6 +261,7 @@ def train_detector(
     describe_images: Callable[[Sequence[int]], str],
     schedule: LrSchedule,
     logdir: Path,
+    open_logdir: Callable[[], None] = lambda: None,
     config_json: str,
     periods: Periods,
     gpus: Sequence[int] = (),
@@ -256,9 +275,11 @@ def train_detector(
     """Trains `model` to the end of the schedule, on the CPU when there are no `gpus`.
 
     make_dataflow(k) gives the training data from the k-th device-step on; describe_images names images from their
-    indices. seed decides the variables' start values, start_weights gives some of them. evaluate is called every so
-    often and at the end; the first of best_metrics that it gives decides which checkpoint is the best. With `resume`,
-    weights, momentum and step come from the newest checkpoint in `logdir`; first_step and start_weights are not used.
+    indices. open_logdir is called when nothing is known to stand in the way any more, before anything is written or,
+    of an earlier run, lost. seed decides the variables' start values, start_weights gives some of them. evaluate is
+    called every so often and at the end; the first of best_metrics that it gives decides which checkpoint is the best.
+    With `resume`, weights, momentum and step come from the newest checkpoint in `logdir`; first_step and start_weights
+    are not used.
     Raises NonFiniteLoss, Interrupted (after a signal, saved), FileNotFoundError (nothing to resume) and what the data
     raises.
     """
@@ -276,16 +297,17 @@ def train_detector(
         with tf.device("/cpu:0"):
             tf.get_variable(CONFIG_NAME, initializer=tf.constant(config_json), trainable=False)
 
+        total = schedule.total_steps
+        checkpoints = Checkpoints(logdir, period=periods.checkpoint, total_steps=total, earlier=earlier)
         watch = WatchLosses(
             model.towers,
             grad_norms=model.get_optimizer().grad_norms,
             data_waits=queue.waits,
             schedule=schedule,
             describe_images=describe_images,
+            before_stopping=checkpoints.save_first,
             period=periods.summary,
         )
-        total = schedule.total_steps
-        checkpoints = Checkpoints(logdir, period=periods.checkpoint, total_steps=total, earlier=earlier)
         evaluation = Evaluate(
             evaluate,
             variables=model.variables,
@@ -296,12 +318,15 @@ def train_detector(
         )
         stop = StopOnSignal(checkpoints)
         feed = FeedLearningRate(model.learning_rate, schedule)
+        if resume:
+            check_checkpoint(earlier[-1], model.variable_shapes())
         values = start_weights(model.variable_shapes()) if start_weights and not resume else {}
+        open_logdir()
         try:
             trainer.train(
                 [feed, watch, Progress(watch, schedule), checkpoints, evaluation, stop],
                 [TFEventWriter(str(logdir)), MetricsFile(logdir / "metrics.jsonl")],
-                _session_creator(),
+                _session_creator(with_gpus=bool(gpus)),
                 StartValues(checkpoint=earlier[-1]) if resume else StartValues(values={**values, "global_step": step}),
                 steps_per_epoch=max(total - step, 0),
                 max_epoch=1,
@@ -330,16 +355,16 @@ def checkpoint_step(path: str) -> int:
     return int(path.rpartition("-")[2])
 
 
-def _session_creator() -> NewSessionCreator:
+def _session_creator(*, with_gpus: bool) -> NewSessionCreator:
     creator = NewSessionCreator()
+    if not with_gpus:
+        creator.config.device_count["GPU"] = 0
     creator.config.intra_op_parallelism_threads = 0  # all cores; tensorpack's one is for hosts that only feed GPUs
     return creator
 
 
-def _way_on(last_checkpoint: str | None) -> str:
-    saved = f"the last checkpoint is {last_checkpoint}" if last_checkpoint else "there is no checkpoint yet"
-    way_on = "go on with --resume" if last_checkpoint else "start again with --overwrite"
+def _way_on(last_checkpoint: str) -> str:
     return (
-        f"The step was not made, and {saved}: check these images' annotations, or lower TRAIN.BASE_LR, "
-        f"raise TRAIN.WARMUP or set TRAIN.GRADIENT_CLIP, and {way_on}"
+        f"The step was not made, and the last checkpoint is {last_checkpoint}: check these images' annotations, or "
+        "lower TRAIN.BASE_LR, raise TRAIN.WARMUP or set TRAIN.GRADIENT_CLIP, and go on with --resume"
     )
