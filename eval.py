@@ -26,6 +26,7 @@ from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
 from FasterRCNN.datasets.catalog import load_dataset
+from FasterRCNN.datasets.coco import finite_box, nested_polygons
 from FasterRCNN.structures import Categories, Dataset, Detections
 
 logger = logging.getLogger(__name__)
@@ -123,17 +124,27 @@ def _read_ground_truth(annotation_file: str | Path) -> dict:
         raise ValueError(f"{annotation_file} is no COCO annotation file with ground truth: no {', '.join(lacking)}")
     for part, keys in wanted.items():
         for number, entry in enumerate(dataset[part]):
+            if not isinstance(entry, dict):
+                raise ValueError(f"{annotation_file}: {part}[{number}] is {str(entry)[:60]}, not an object with keys")
             for key in keys:
                 if key not in entry:
                     raise ValueError(f"{annotation_file}: {part}[{number}] (id {entry.get('id')}) has no {key}")
     image_ids = {image["id"] for image in dataset["images"]}
-    annotations = [
-        {"iscrowd": 0, "area": annotation["bbox"][2] * annotation["bbox"][3]}
-        | annotation
-        | {"id": number, "file_id": annotation.get("id")}
-        for number, annotation in enumerate(dataset["annotations"], start=1)
-        if annotation["image_id"] in image_ids
-    ]
+    annotations, malformed = [], []
+    for number, annotation in enumerate(dataset["annotations"], start=1):
+        box = finite_box(annotation["bbox"])
+        if box is None:
+            malformed.append(annotation)
+        elif annotation["image_id"] in image_ids:
+            known = {key: value for key, value in annotation.items() if value is not None}
+            sound = {"id": number, "file_id": annotation.get("id"), "bbox": list(box),
+                     "segmentation": nested_polygons(annotation.get("segmentation"))}
+            annotations.append({"iscrowd": 0, "area": box[2] * box[3]} | known | sound)
+    if malformed:
+        logger.warning(
+            "%s: left out %d objects whose box is not four finite numbers; the first is annotation %s of image %s",
+            *(annotation_file, len(malformed), malformed[0].get("id"), malformed[0]["image_id"]),
+        )
     return dataset | {"annotations": annotations}
 
 
@@ -177,6 +188,17 @@ def _check_results(results: list[dict], iou_types: Sequence[str]) -> None:
         if lacking:
             way_out = ": score boxes alone with MODE_MASK=False" if lacking == ["segmentation"] else ""
             raise ValueError(f"result number {number} has no {', '.join(lacking)}{way_out}")
+        if finite_box(result["bbox"]) is None or not isinstance(result["score"], (int, float)):
+            raise ValueError(
+                f"result number {number}: bbox {result['bbox']!r} must be four numbers, score {result['score']!r} one"
+            )
+        segmentation = result.get("segmentation")
+        counts = segmentation.get("counts") if isinstance(segmentation, dict) and "size" in segmentation else None
+        if "segm" in iou_types and not isinstance(counts, (str, bytes)):
+            raise ValueError(
+                f"result number {number}: segmentation {str(segmentation)[:60]} must be a compressed RLE: "
+                '{"size": [height, width], "counts": "..."}'
+            )
 
 
 def _check_ids(results: list[dict], dataset: dict, annotation_file: str | Path, categories: Categories | None) -> None:
@@ -323,7 +345,8 @@ def evaluate_file(results_file: str | Path, dataset: Dataset, cfg: Config) -> Me
     if not Path(results_file).is_file():
         raise FileNotFoundError(f"results file {results_file} does not exist: ./predict.py --evaluate writes one")
     results = _read_json(results_file)
-    has_masks = isinstance(results, list) and any("segmentation" in result for result in results)
+    listed = [result for result in results if isinstance(result, dict)] if isinstance(results, list) else []
+    has_masks = any("segmentation" in result for result in listed)
     if cfg.MODE_MASK and results and not has_masks:
         logger.warning("%s holds no masks: only boxes are scored", results_file)
     return evaluate_coco(

@@ -356,3 +356,38 @@ def test_help_needs_no_tensorflow():
     code += "try: eval.main()\nfinally: assert 'tensorflow' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "DATA.VAL" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("annotation, text", [
+    ({"bbox": []}, "four finite numbers"), ({"bbox": None}, "four finite numbers"),
+    ({"bbox": "wide"}, "four finite numbers"), ({"bbox": [1, 2, float("nan"), 4]}, "four finite numbers"),
+    ({"area": None}, ""), ({"id": "ann-1"}, ""),
+    ({"segmentation": [1, 1, 9, 1, 9, 9]}, ""),
+])
+def test_odd_annotations_do_not_end_an_evaluation(tmp_path, caplog, annotation, text):
+    good = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [20, 20, 8, 8], "area": 64,
+            "segmentation": [[20, 20, 28, 20, 28, 28, 20, 28]]}
+    odd = {**good, "id": 1, "bbox": [1, 1, 8, 8], "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], **annotation}
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps({
+        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}], "annotations": [odd, good],
+        "categories": [{"id": 1, "name": "thing"}]}))
+    metrics = coco_eval.evaluate_coco(
+        [{"image_id": 1, "category_id": 1, "bbox": [20, 20, 8, 8], "score": 0.9}], file, iou_types=("bbox",))
+    assert metrics.bbox["AP"] > 0.4
+    assert text in caplog.text
+
+
+@pytest.mark.parametrize("result, text", [
+    (1, "result number 0 has no"), ({"bbox": [3]}, "must be four numbers"), ({"score": None}, "must be four numbers"),
+    ({"segmentation": [[1, 1, 2, 2, 3, 3]]}, "must be a compressed RLE"),
+])
+def test_malformed_results_are_refused_in_a_line(tmp_path, result, text):
+    if isinstance(result, dict):
+        result = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5,
+                  "segmentation": {"size": [40, 40], "counts": "0"}, **result}
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}],
+                                "annotations": [], "categories": [{"id": 1, "name": "thing"}]}))
+    with pytest.raises(ValueError, match=text):
+        coco_eval.evaluate_coco([result], file)

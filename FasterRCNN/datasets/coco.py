@@ -136,7 +136,12 @@ class _Reader:
         image_id, file_name, height, width = (
             _get(image, key, self.annotation_file) for key in ("id", "file_name", "height", "width")
         )
-        return ImageRecord(image_id, str(self.image_dir / file_name), int(height), int(width))
+        if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+            raise ValueError(
+                f"{self.annotation_file}, image id {image_id!r}: width {width!r} and height {height!r} must be whole "
+                "numbers of pixels"
+            )
+        return ImageRecord(image_id, str(self.image_dir / str(file_name)), height, width)
 
     def _add_objects(self, record: ImageRecord, annotations: Iterable[dict]) -> None:
         boxes, labels, is_crowd, ids, segmentations = [], [], [], [], []
@@ -155,7 +160,8 @@ class _Reader:
             boxes.append(box)
             labels.append(label)
             is_crowd.append(crowd)
-            ids.append(int(_get(annotation, "id", where)))
+            annotation_id = annotation.get("id")
+            ids.append(annotation_id if isinstance(annotation_id, int) else -1)
             segmentations.append(segmentation)
         record.boxes = np.array(boxes, np.float32).reshape(-1, 4)
         record.labels = np.array(labels, np.int32)
@@ -171,20 +177,20 @@ class _Reader:
 
     def _box(self, bbox: list[float], record: ImageRecord) -> tuple[float, float, float, float] | None:
         """(x1, y1, x2, y2) clipped to the image; None when malformed or without area there."""
-        try:
-            x, y, w, h = (float(value) for value in bbox)
-        except (TypeError, ValueError):
+        xywh = finite_box(bbox)
+        if xywh is None:
             return None
+        x, y, w, h = xywh
         if not self.absolute_coord:
             x, y, w, h = x * record.width, y * record.height, w * record.width, h * record.height
         x1, y1, x2, y2 = max(x, 0.0), max(y, 0.0), min(x + w, record.width), min(y + h, record.height)
         # The comparisons are False for NaN; float32 can round two different edges to one.
         has_area = np.float32(x1) < np.float32(x2) and np.float32(y1) < np.float32(y2)
-        return (x1, y1, x2, y2) if has_area and math.isfinite(x + y + w + h) else None
+        return (x1, y1, x2, y2) if has_area else None
 
     def _segmentation(self, annotation: dict, record: ImageRecord, where: str) -> list[np.ndarray] | dict | None:
         """Polygons N×2 or a compressed RLE; None when there is none, [] when it is malformed or without area."""
-        value = annotation.get("segmentation")
+        value = nested_polygons(annotation.get("segmentation"))
         if not value:
             return None
         if isinstance(value, dict):
@@ -193,6 +199,22 @@ class _Reader:
         whole = [flat for flat in value if len(flat) >= 6 and len(flat) % 2 == 0]
         polygons = [np.array(flat, np.float32).reshape(-1, 2) * np.float32(scale) for flat in whole]
         return [polygon for polygon in polygons if np.isfinite(polygon).all()]
+
+
+def finite_box(bbox: object) -> tuple[float, ...] | None:
+    """(x, y, w, h) of an annotation's bbox; None when it is not four finite numbers."""
+    try:
+        x, y, w, h = (float(value) for value in bbox)
+    except (TypeError, ValueError):
+        return None
+    return (x, y, w, h) if math.isfinite(x + y + w + h) else None
+
+
+def nested_polygons(segmentation: object) -> object:
+    """A segmentation whose one polygon, [x, y, …], has no list around it with one; any other as it is."""
+    if isinstance(segmentation, list) and segmentation and not isinstance(segmentation[0], list):
+        return [segmentation]
+    return segmentation
 
 
 def _compressed_rle(value: dict, record: ImageRecord, where: str) -> dict:
@@ -210,5 +232,5 @@ def _compressed_rle(value: dict, record: ImageRecord, where: str) -> dict:
 def _get(entry: dict, key: str, place: object) -> object:
     try:
         return entry[key]
-    except KeyError:
+    except (KeyError, TypeError):
         raise ValueError(f"{place}: no {key!r} in {str(entry)[:100]}") from None
