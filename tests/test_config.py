@@ -4,7 +4,6 @@ import copy
 import json
 import logging
 import os
-import pickle
 import subprocess
 import sys
 import zipfile
@@ -181,13 +180,13 @@ def test_frozen_is_read_only_and_clone_is_not():
     assert other != cfg and cfg == default_config()
 
 
-def test_copies_keep_values():
+def test_a_copy_keeps_values():
     cfg = changed("TRAIN.SEED=7")
     cfg.freeze()
-    for twin in (copy.deepcopy(cfg), pickle.loads(pickle.dumps(cfg))):
-        assert twin == cfg
-        with pytest.raises(FrozenInstanceError):
-            twin.MODE_FPN = True
+    twin = copy.deepcopy(cfg)
+    assert twin == cfg
+    with pytest.raises(FrozenInstanceError):
+        twin.MODE_FPN = True
 
 
 # ---------------------------------------------------------------- old spellings
