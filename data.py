@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from config import Config, add_config_arguments, default_config, run_command
+from config import Config, add_config_arguments, default_config, finalize_configs, run_command
 
 import cv2
 import numpy as np
@@ -23,7 +23,7 @@ from tabulate import tabulate
 from FasterRCNN.datasets.catalog import load_dataset, load_datasets
 from FasterRCNN.engine.prefetch import DataError, StepsInOrder
 from FasterRCNN.imaging.augment import crop_masks, flip_boxes, flip_masks, pack_mask, unpack_mask
-from FasterRCNN.imaging.read import read_image
+from FasterRCNN.imaging.read import read_record_image
 from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.structures import Dataset, ImageRecord
 
@@ -205,7 +205,7 @@ class TrainBatches:
 
     def _example(self, record: ImageRecord, short_edge: int, mirror: bool) -> _Example:
         try:
-            image = _read_checked(record)
+            image = read_record_image(record)
             masks = self._masks(record) if self.with_masks else None
         except (OSError, ValueError) as error:
             raise DataError(f"{self.dataset.name}, image id {record.image_id!r}: {error}") from error
@@ -227,14 +227,6 @@ class TrainBatches:
     def _masks(record: ImageRecord) -> np.ndarray:
         pairs = zip(record.segmentations, record.is_crowd, strict=True)
         return crop_masks([None if is_crowd else segmentation for segmentation, is_crowd in pairs], record.boxes)
-
-
-def _read_checked(record: ImageRecord) -> np.ndarray:
-    image = read_image(record.file_name)
-    if image.shape[:2] != (record.height, record.width):
-        found, annotated = image.shape[1::-1], (record.width, record.height)
-        raise ValueError(f"{record.file_name} is {found} pixels (width, height), but annotated as {annotated}")
-    return image
 
 
 def _pad_images(images: Sequence[np.ndarray], multiple: int) -> np.ndarray:
@@ -274,7 +266,6 @@ def draw(args: argparse.Namespace) -> None:
 def show(args: argparse.Namespace) -> None:
     """data.py show: pictures of training batches, boxes and masks as they are fed to the network, padding in black."""
     cfg = _read_config(args)
-    cfg.DATA.TRAIN = (args.dataset,)
     dataset = load_training_set(cfg)
     batches = make_train_batches(cfg, dataset, ims_per_gpu=cfg.TRAIN.IMS_PER_GPU, seed=cfg.TRAIN.SEED)
     folder = Path(args.output_dir)
@@ -284,7 +275,8 @@ def show(args: argparse.Namespace) -> None:
         batch = dict(zip(names, batches(step), strict=True))
         for slot, picture in enumerate(_draw_batch(batch, dataset)):
             path = folder / f"step{step}_{slot}.png"
-            cv2.imwrite(str(path), picture)
+            if not cv2.imwrite(str(path), picture):
+                raise OSError(f"{path}: cannot be written")
             print(path)
 
 
@@ -340,6 +332,8 @@ def _read_config(args: argparse.Namespace) -> Config:
     if args.config_file:
         cfg.update_file(args.config_file)
     cfg.update_args(args.config)
+    cfg.DATA.TRAIN = (args.dataset,)
+    finalize_configs(cfg, is_training=False)  # the checks of training ask for weights
     return cfg
 
 

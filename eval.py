@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import json
 import logging
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
 
-from FasterRCNN.datasets.catalog import load_dataset
-from FasterRCNN.datasets.coco import finite_box, nested_polygons
-from FasterRCNN.structures import Categories, Dataset, Detections
+from FasterRCNN.datasets.catalog import locate_dataset
+from FasterRCNN.datasets.coco import Oddities, finite_box, objects_by_image, read_categories, read_instances, read_json
+from FasterRCNN.structures import Categories, Detections
 
 logger = logging.getLogger(__name__)
 
@@ -89,18 +90,20 @@ def evaluate_coco(
 ) -> Metrics:
     """Scores COCO results against an annotation file as COCO does, with pycocotools.
 
-    Crowd objects, and for masks objects without one, are regions to ignore. categories: those of the model; the file's
-    must be among them. max_detections: the most detections of an image and class that count; never under COCO's 100.
-    absolute_coord=False: the file's boxes and polygons are fractions of the image's sides. Raises FileNotFoundError for
-    a missing file; ValueError for malformed files, results of images or categories which the file does not have, and
+    Objects are left out as `load_coco` leaves them out, with a warning. Crowd objects, and for masks objects without
+    one, are regions to ignore. categories: those of the model; the file's must be among them. max_detections: the most
+    detections of an image and class that count; never under COCO's 100. absolute_coord=False: the file's boxes and
+    polygons are fractions of the image's sides. Raises FileNotFoundError for a missing file; ValueError for malformed
+    files and results, results of images or categories which the file does not have, masks of another size, and
     masks wanted where no result or no object has one.
     """
-    dataset = _read_ground_truth(annotation_file)
-    if not absolute_coord:
-        dataset = _in_pixels(dataset)
-    names = _class_names(dataset, annotation_file, categories)
+    content = read_instances(annotation_file)
+    names = _class_names(read_categories(content, annotation_file), annotation_file, categories)
+    dataset = _ground_truth(content, annotation_file, absolute_coord=absolute_coord, with_masks="segm" in iou_types)
     _check_results(results, iou_types)
     _check_ids(results, dataset, annotation_file, categories)
+    if "segm" in iou_types:
+        _check_masks(results, dataset)
     max_detections = max(max_detections, COCO_MAX_DETECTIONS)
     overall, per_class = {}, {}
     for iou_type in iou_types:
@@ -109,66 +112,41 @@ def evaluate_coco(
     return Metrics(**overall, per_class=per_class, num_detections=len(results))
 
 
-def _read_ground_truth(annotation_file: str | Path) -> dict:
-    """The annotation file with what pycocotools relies on: iscrowd, areas, and annotation ids 1, 2, ...
+def _ground_truth(content: dict, annotation_file: str | Path, *, absolute_coord: bool, with_masks: bool) -> dict:
+    """The annotation file's content, cleaned, with what pycocotools relies on: areas, and annotation ids 1, 2, ...
 
-    It takes a match with id 0 for none, and loses objects that share an id.
+    It takes a match with id 0 for none, and loses objects that share an id. An area that the file does not give, or
+    gives as a fraction, is that of the box.
     """
-    if not Path(annotation_file).is_file():
-        raise FileNotFoundError(f"annotation file {annotation_file} does not exist: check DATA.VAL and DATA.BASEDIR")
-    dataset = _read_json(annotation_file)
-    wanted = {"images": ("id", "height", "width"), "annotations": ("image_id", "category_id", "bbox")}
-    wanted["categories"] = ("id", "name")
-    lacking = [key for key in wanted if not isinstance(dataset, dict) or key not in dataset]
-    if lacking:
-        raise ValueError(f"{annotation_file} is no COCO annotation file with ground truth: no {', '.join(lacking)}")
-    for part, keys in wanted.items():
-        for number, entry in enumerate(dataset[part]):
-            if not isinstance(entry, dict):
-                raise ValueError(f"{annotation_file}: {part}[{number}] is {str(entry)[:60]}, not an object with keys")
-            for key in keys:
-                if key not in entry:
-                    raise ValueError(f"{annotation_file}: {part}[{number}] (id {entry.get('id')}) has no {key}")
-    image_ids = {image["id"] for image in dataset["images"]}
-    annotations, malformed = [], []
-    for number, annotation in enumerate(dataset["annotations"], start=1):
-        box = finite_box(annotation["bbox"])
-        if box is None:
-            malformed.append(annotation)
-        elif annotation["image_id"] in image_ids:
-            known = {key: value for key, value in annotation.items() if value is not None}
-            sound = {"id": number, "file_id": annotation.get("id"), "bbox": list(box),
-                     "segmentation": nested_polygons(annotation.get("segmentation"))}
-            annotations.append({"iscrowd": 0, "area": box[2] * box[3]} | known | sound)
-    if malformed:
-        logger.warning(
-            "%s: left out %d objects whose box is not four finite numbers; the first is annotation %s of image %s",
-            *(annotation_file, len(malformed), malformed[0].get("id"), malformed[0]["image_id"]),
-        )
-    return dataset | {"annotations": annotations}
-
-
-def _in_pixels(dataset: dict) -> dict:
-    """The ground truth with boxes and polygons in pixels instead of fractions; an object's area is that of its box."""
-    sizes = {image["id"]: np.array([image["width"], image["height"]] * 2) for image in dataset["images"]}
+    oddities = Oddities(annotation_file)
     annotations = []
-    for annotation in dataset["annotations"]:
-        size = sizes[annotation["image_id"]]
-        bbox = (annotation["bbox"] * size).tolist()
-        changed = {"bbox": bbox, "area": bbox[2] * bbox[3]}
-        if isinstance(annotation.get("segmentation"), list):
-            polygons = [np.reshape(polygon, (-1, 2)) * size[:2] for polygon in annotation["segmentation"]]
-            changed["segmentation"] = [polygon.ravel().tolist() for polygon in polygons]
-        annotations.append(annotation | changed)
-    return dataset | {"annotations": annotations}
+    for image, objects in objects_by_image(content, oddities, absolute_coord=absolute_coord, with_masks=with_masks):
+        for entry in objects:
+            area, segmentation = entry.annotation.get("area"), entry.segmentation
+            if isinstance(segmentation, list):
+                segmentation = [polygon.ravel().tolist() for polygon in segmentation]
+            annotations.append({
+                "id": len(annotations) + 1,
+                "file_id": entry.annotation.get("id"),
+                "image_id": image["id"],
+                "category_id": entry.annotation["category_id"],
+                "bbox": list(entry.bbox),
+                "area": area if absolute_coord and _is_finite(area) else entry.bbox[2] * entry.bbox[3],
+                "iscrowd": int(entry.is_crowd),
+                "segmentation": segmentation,
+            })
+    oddities.warn()
+    images = [{"id": image["id"], **{side: int(image[side]) for side in ("height", "width")}}
+              for image in content["images"]]
+    return {"images": images, "annotations": annotations, "categories": content["categories"]}
 
 
-def _class_names(dataset: dict, annotation_file: str | Path, categories: Categories | None) -> dict[int, str]:
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _class_names(truth: Categories, annotation_file: str | Path, categories: Categories | None) -> dict[int, str]:
     """Category id to a name that no other class has."""
-    truth = Categories(
-        names=tuple(category["name"] for category in dataset["categories"]),
-        ids=tuple(category["id"] for category in dataset["categories"]),
-    )
     wrong = [] if categories is None else [i for i, name in truth.by_id.items() if categories.by_id.get(i) != name]
     if wrong:
         pairs = [f"id {i}: {categories.by_id.get(i, '-')} / {truth.by_id[i]}" for i in wrong]
@@ -188,17 +166,14 @@ def _check_results(results: list[dict], iou_types: Sequence[str]) -> None:
         if lacking:
             way_out = ": score boxes alone with MODE_MASK=False" if lacking == ["segmentation"] else ""
             raise ValueError(f"result number {number} has no {', '.join(lacking)}{way_out}")
-        if finite_box(result["bbox"]) is None or not isinstance(result["score"], (int, float)):
+        image_id, category_id, bbox, score = (result[key] for key in wanted[:4])
+        if not isinstance(image_id, (int, str)) or not isinstance(category_id, int):
             raise ValueError(
-                f"result number {number}: bbox {result['bbox']!r} must be four numbers, score {result['score']!r} one"
+                f"result number {number}: image_id {image_id!r} must be a whole number or text, "
+                f"category_id {category_id!r} a whole number"
             )
-        segmentation = result.get("segmentation")
-        counts = segmentation.get("counts") if isinstance(segmentation, dict) and "size" in segmentation else None
-        if "segm" in iou_types and not isinstance(counts, (str, bytes)):
-            raise ValueError(
-                f"result number {number}: segmentation {str(segmentation)[:60]} must be a compressed RLE: "
-                '{"size": [height, width], "counts": "..."}'
-            )
+        if finite_box(bbox) is None or not _is_finite(score):
+            raise ValueError(f"result number {number}: bbox {bbox!r} must be four numbers, score {score!r} one")
 
 
 def _check_ids(results: list[dict], dataset: dict, annotation_file: str | Path, categories: Categories | None) -> None:
@@ -217,13 +192,23 @@ def _check_ids(results: list[dict], dataset: dict, annotation_file: str | Path, 
             )
 
 
+def _check_masks(results: list[dict], dataset: dict) -> None:
+    """pycocotools takes a mask of another size for one that overlaps nothing."""
+    sizes = {image["id"]: [image["height"], image["width"]] for image in dataset["images"]}
+    for number, result in enumerate(results):
+        mask, size = result["segmentation"], sizes[result["image_id"]]
+        if not isinstance(mask, dict) or mask.get("size") != size or not isinstance(mask.get("counts"), (str, bytes)):
+            raise ValueError(
+                f"result number {number}: segmentation {str(mask)[:60]} must be a compressed RLE of the image's size: "
+                f'{{"size": {size}, "counts": "..."}}'
+            )
+
+
 def _ignore_maskless(dataset: dict, annotation_file: str | Path) -> dict:
     """The ground truth for masks: an object without a mask becomes an ignored region, its box, as crowds are."""
     annotations, maskless = [], []
     for annotation in dataset["annotations"]:
-        segmentation = annotation.get("segmentation")
-        if isinstance(segmentation, list):
-            segmentation = [polygon for polygon in segmentation if len(polygon) >= 6]
+        segmentation = annotation["segmentation"]
         if not segmentation:
             maskless.append(annotation)
             x, y, width, height = annotation["bbox"]
@@ -322,13 +307,6 @@ def write_metrics(metrics: Metrics, results_file: str | Path) -> Path:
     return path
 
 
-def _read_json(path: str | Path) -> object:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
 def _some(items: Sequence, separator: str = ", ", most: int = 5) -> str:
     more = [f"and {len(items) - most} more"] if len(items) > most else []
     return separator.join([str(item) for item in items[:most]] + more)
@@ -340,18 +318,18 @@ def configured_categories(cfg: Config) -> Categories | None:
     return Categories(names=names, ids=cfg.DATA.CATEGORY_IDS or range(1, len(names) + 1)) if names else None
 
 
-def evaluate_file(results_file: str | Path, dataset: Dataset, cfg: Config) -> Metrics:
-    """Scores a results file against a data set, masks too where the config and the results have them."""
+def evaluate_file(results_file: str | Path, annotation_file: str | Path, cfg: Config) -> Metrics:
+    """Scores a results file against an annotation file, masks too where the config and the results have them."""
     if not Path(results_file).is_file():
         raise FileNotFoundError(f"results file {results_file} does not exist: ./predict.py --evaluate writes one")
-    results = _read_json(results_file)
+    results = read_json(results_file)
     listed = [result for result in results if isinstance(result, dict)] if isinstance(results, list) else []
     has_masks = any("segmentation" in result for result in listed)
     if cfg.MODE_MASK and results and not has_masks:
         logger.warning("%s holds no masks: only boxes are scored", results_file)
     return evaluate_coco(
         results,
-        dataset.annotation_file,
+        annotation_file,
         iou_types=("bbox", "segm") if cfg.MODE_MASK and (has_masks or not results) else ("bbox",),
         categories=configured_categories(cfg),
         max_detections=cfg.TEST.RESULTS_PER_IM,
@@ -376,9 +354,9 @@ def main() -> int:
             "give one file for each set, in the same order"
         )
     for results_file, spec in zip(args.results, cfg.DATA.VAL, strict=True):
-        dataset = load_dataset(spec, basedir=cfg.DATA.BASEDIR, with_ground_truth=False)
-        metrics = evaluate_file(results_file, dataset, cfg)
-        print(f"{results_file} on {dataset.name}\n\n{format_metrics(metrics)}\n")
+        name, annotation_file, _ = locate_dataset(spec, basedir=cfg.DATA.BASEDIR)
+        metrics = evaluate_file(results_file, annotation_file, cfg)
+        print(f"{results_file} on {name}\n\n{format_metrics(metrics)}\n")
         print(f"metrics written to {write_metrics(metrics, results_file)}")
     return 0
 

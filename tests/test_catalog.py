@@ -68,6 +68,16 @@ def test_sets_of_other_categories_do_not_join(tmp_path):
         load_datasets([first, second], basedir="")
 
 
+def test_objects_without_masks_are_for_evaluation_alone(tmp_path):
+    spec = write_set(tmp_path / "a.json", tmp_path / "a", [1])
+    content = json.loads((tmp_path / "a.json").read_text())
+    content["annotations"][0]["segmentation"] = []
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert load_dataset(spec, basedir="").records[0].segmentations == [None]
+    with pytest.raises(ValueError, match=r"a\.json, image id 1, annotation id 1: .*no segmentation.*MODE_MASK=False"):
+        load_datasets([spec], basedir="")
+
+
 def test_no_set_at_all():
     with pytest.raises(ValueError, match="no data set is given"):
         load_datasets([], basedir="")

@@ -113,7 +113,9 @@ def test_fractions_of_the_image(write):
         [float("nan"), 1, 2, 3],
         [1, 1, float("inf"), 3],
         [1, 2, 3],
+        [],
         None,
+        "1234",
         [1, 2, 1e-9, 5],
     ],
 )
@@ -128,7 +130,7 @@ def test_one_warning_counts_what_is_dropped_and_names_the_first(write, caplog):
     arguments = write([*annotations, annotate(3, image_id=99)])
     with caplog.at_level(logging.WARNING):
         assert len(load_coco(**arguments).records[0]) == 1
-    dropped, homeless = (record.getMessage() for record in caplog.records)
+    homeless, dropped = (record.getMessage() for record in caplog.records)
     assert "a.json: left out 2 objects whose box" in dropped and "image id 5, annotation id 1" in dropped
     assert "left out 1 objects of images that the file does not list" in homeless
     assert "image id 99, annotation id 3" in homeless
@@ -138,8 +140,9 @@ def test_one_warning_counts_what_is_dropped_and_names_the_first(write, caplog):
 def test_boxes_alone_need_mode_mask_off(write, nothing):
     arguments = write([annotate(1, iscrowd=1, segmentation=nothing), annotate(8, segmentation=nothing)])
     with pytest.raises(ValueError, match=r"a\.json, image id 5, annotation id 8: .*no segmentation.*MODE_MASK=False"):
-        load_coco(**arguments)
-    assert load_coco(**arguments, with_masks=False).records[0].segmentations == [None, None]
+        load_coco(**arguments, masks_required=True)
+    for with_masks in (True, False):
+        assert load_coco(**arguments, with_masks=with_masks).records[0].segmentations == [None, None]
 
 
 def test_without_ground_truth_no_annotations_are_needed(write):
@@ -174,12 +177,57 @@ def test_categories_that_differ_are_named(write):
         (annotate(category_id=8), "image id 5, annotation id 1: unknown category id 8"),
         (annotate(segmentation={"size": [60, 40], "counts": [2400]}), r"size \[60, 40\], its image of \[40, 60\]"),
         (annotate(segmentation={"size": [40, 60], "counts": [7]}), "counts cover 7 of 2400 pixels"),
-        ({"id": 3}, "no 'image_id' in {'id': 3}"),
+        (annotate(segmentation={"size": [40, 60], "counts": [7, None]}), "neither text nor a list of whole numbers"),
+        ({"id": 3}, r"a\.json, annotations\[0\]: no 'image_id' in {'id': 3}"),
+        (annotate(category_id="7"), r"a\.json, annotations\[0\]: category_id is '7', not a whole number"),
+        (annotate(image_id=[5]), r"annotations\[0\]: image_id is '\[5\]', not a whole number or text"),
+        (7, r"annotations\[0\]: no 'image_id' in 7"),
     ],
 )
 def test_an_annotation_out_of_format_is_named(write, annotation, message):
     with pytest.raises(ValueError, match=message):
         load_coco(**write([annotation]))
+
+
+def test_a_flat_segmentation_is_one_polygon(write, caplog):
+    record = load_coco(**write([annotate(segmentation=SQUARE), annotate(2, segmentation=SQUARE)])).records[0]
+    for (polygon,) in record.segmentations:
+        np.testing.assert_array_equal(polygon.ravel(), np.float32(SQUARE))
+    assert "took the flat list [x, y, ...] that 2 objects have as segmentation for one polygon" in caplog.text
+    assert "the first: image id 5, annotation id 1" in caplog.text
+
+
+@pytest.mark.parametrize("segmentation", [[["a"] * 6], [[1, 2, None, 4, 5, 6]], [5, [1, 2]], "text", [[1, 2, 3]], [{}]])
+def test_malformed_segmentations_are_dropped(write, segmentation, caplog):
+    arguments = write([annotate(segmentation=segmentation), annotate(2)])
+    assert load_coco(**arguments).records[0].annotation_ids.tolist() == [2]
+    assert "left out 1 objects" in caplog.text
+    assert len(load_coco(**arguments, with_masks=False).records[0]) == 2
+
+
+def test_annotation_ids_need_not_be_numbers(write):
+    record = load_coco(**write([annotate("ann-1"), annotate(None), annotate(3)])).records[0]
+    assert record.annotation_ids.tolist() == [-1, -1, 3]
+
+
+IMAGE = {"id": 5, "file_name": "5.jpg", "height": 40, "width": 60}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": [3]}, r"a\.json, images\[0\]: no 'id' in 3"),
+        ({"images": [IMAGE | {"width": None}]}, r"a\.json, images\[0\]: width is 'None', not a whole number of pixels"),
+        ({"images": [IMAGE | {"height": 0}]}, r"images\[0\]: height is '0', not a whole number of pixels"),
+        ({"images": [IMAGE | {"file_name": None}]}, r"images\[0\]: file_name is 'None', not text"),
+        ({"images": [IMAGE, IMAGE | {"id": "5"}]}, "some image ids are numbers, others text"),
+        ({"categories": ["cat"]}, r"a\.json, categories\[0\]: no 'id' in cat"),
+        ({"categories": [*CATEGORIES, {"id": "1", "name": "x"}]}, r"categories\[3\]: id is '1', not a whole number"),
+    ],
+)
+def test_entries_out_of_format_are_named(write, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_coco(**write([], **changes))
 
 
 def test_a_file_out_of_format_is_named(write, tmp_path):

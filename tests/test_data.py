@@ -289,7 +289,9 @@ def test_a_run_goes_on_where_it_was_stopped_with_or_without_workers(cfg, ims_per
 
 def test_earlier_steps_are_not_decoded(cfg, monkeypatch):
     read = []
-    monkeypatch.setattr(data, "read_image", lambda path: read.append(path) or cv2.imread(path))
+    monkeypatch.setattr(
+        data, "read_record_image", lambda record: read.append(record) or cv2.imread(record.file_name)
+    )
     flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0, start_step=10**6)
     flow.reset_state()
     next(iter(flow))
@@ -356,3 +358,13 @@ def test_mistakes_are_told_in_one_line(folder):
     result = run("stats", "coco_train2018")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: unknown data set 'coco_train2018'") and result.stderr.count("\n") == 1
+    for command in (["stats"], ["show", "--output-dir", folder / "shown"]):
+        result = run(*command, spec_of(folder), "--config", "PREPROC.TRAIN_SHORT_EDGE_SIZE=[800,600]")
+        assert result.returncode == 2 and "did you mean [600,800]?" in result.stderr
+        assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_is_an_error(folder):
+    (folder / "shown" / "step0_0.png").mkdir(parents=True)
+    result = run("show", spec_of(folder), "--output-dir", folder / "shown")
+    assert result.returncode == 2 and "step0_0.png: cannot be written" in result.stderr

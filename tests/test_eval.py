@@ -282,7 +282,7 @@ def test_mistakes_are_named(tmp_path, annotation_file):
     for results, message in cases:
         with pytest.raises(ValueError, match=message):
             coco_eval.evaluate_coco(results, annotation_file)
-    with pytest.raises(FileNotFoundError, match="annotation file .*none.json does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no such annotation file"):
         coco_eval.evaluate_coco([good], tmp_path / "none.json")
     with pytest.raises(ValueError, match=r"categories are not those of .*truth.json .*id 7: rock / buoy"):
         other = Categories(names=("ship", "rock", "whale"), ids=CATEGORIES.ids)
@@ -290,9 +290,9 @@ def test_mistakes_are_named(tmp_path, annotation_file):
 
     bad = tmp_path / "bad.json"
     for text, message in [
-        ("[1", "bad.json is not JSON"),
-        ("[]", "bad.json is no COCO annotation file with ground truth: no images, annotations, categories"),
-        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"images\[0\] \(id 4\) has no height"),
+        ("[1", "bad.json: not a JSON file"),
+        ("[]", "bad.json: no list 'images'; a COCO instances file has"),
+        ('{"images": [{"id": 4}], "annotations": [], "categories": []}', r"bad.json, images\[0\]: no 'file_name' in"),
     ]:
         bad.write_text(text)
         with pytest.raises(ValueError, match=message):
@@ -322,7 +322,7 @@ def run_command(*args):
 def test_the_command(tmp_path, annotation_file):
     results = tmp_path / "out.json"
     results.write_text(json.dumps([result(*entry) for entry in OBJECTS[1:]]))
-    val = f"DATA.VAL={annotation_file}:{tmp_path}"
+    val = f"DATA.VAL={annotation_file}:{tmp_path / 'images_are_not_needed'}"
 
     done = run_command(results, "--config", val)
     assert done.returncode == 0, done.stderr
@@ -358,36 +358,55 @@ def test_help_needs_no_tensorflow():
     assert done.returncode == 0 and "DATA.VAL" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("annotation, text", [
-    ({"bbox": []}, "four finite numbers"), ({"bbox": None}, "four finite numbers"),
-    ({"bbox": "wide"}, "four finite numbers"), ({"bbox": [1, 2, float("nan"), 4]}, "four finite numbers"),
-    ({"area": None}, ""), ({"id": "ann-1"}, ""),
-    ({"segmentation": [1, 1, 9, 1, 9, 9]}, ""),
-])
-def test_odd_annotations_do_not_end_an_evaluation(tmp_path, caplog, annotation, text):
-    good = {"id": 2, "image_id": 1, "category_id": 1, "bbox": [20, 20, 8, 8], "area": 64,
-            "segmentation": [[20, 20, 28, 20, 28, 28, 20, 28]]}
-    odd = {**good, "id": 1, "bbox": [1, 1, 8, 8], "segmentation": [[1, 1, 9, 1, 9, 9, 1, 9]], **annotation}
-    file = tmp_path / "truth.json"
-    file.write_text(json.dumps({
-        "images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}], "annotations": [odd, good],
-        "categories": [{"id": 1, "name": "thing"}]}))
-    metrics = coco_eval.evaluate_coco(
-        [{"image_id": 1, "category_id": 1, "bbox": [20, 20, 8, 8], "score": 0.9}], file, iou_types=("bbox",))
-    assert metrics.bbox["AP"] > 0.4
-    assert text in caplog.text
+GOOD, ODD = (20, 20, 8, 8), (60, 60, 8, 8)
 
 
-@pytest.mark.parametrize("result, text", [
-    (1, "result number 0 has no"), ({"bbox": [3]}, "must be four numbers"), ({"score": None}, "must be four numbers"),
-    ({"segmentation": [[1, 1, 2, 2, 3, 3]]}, "must be a compressed RLE"),
-])
-def test_malformed_results_are_refused_in_a_line(tmp_path, result, text):
-    if isinstance(result, dict):
-        result = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 2, 2], "score": 0.5,
-                  "segmentation": {"size": [40, 40], "counts": "0"}, **result}
-    file = tmp_path / "truth.json"
-    file.write_text(json.dumps({"images": [{"id": 1, "file_name": "a.png", "height": 40, "width": 40}],
-                                "annotations": [], "categories": [{"id": 1, "name": "thing"}]}))
-    with pytest.raises(ValueError, match=text):
-        coco_eval.evaluate_coco([result], file)
+@pytest.mark.parametrize(
+    "changes",
+    [{"bbox": bbox} for bbox in ([], None, "1234", [1, 2, float("nan"), 4], [1, 2, 0, 4], [WIDTH + 1, 2, 3, 4])],
+)
+def test_malformed_objects_are_left_out_with_a_warning(tmp_path, caplog, changes):
+    annotations = [annotation(1, 10, 0, ODD, **changes), annotation(2, 10, 0, GOOD)]
+    file = write_annotations(tmp_path / "truth.json", annotations)
+    metrics = coco_eval.evaluate_coco([result(10, 0, GOOD)], file)
+    assert (metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((1, 1))
+    assert "left out 1 objects whose box" in caplog.text and "image id 10, annotation id 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"area": None}, {"area": "x"}, {"id": "ann-1"}, {"id": None}, {"segmentation": polygon_of(ODD)}]
+)
+def test_odd_objects_count(tmp_path, changes):
+    annotations = [annotation(1, 10, 0, ODD, **changes), annotation(2, 10, 0, GOOD)]
+    file = write_annotations(tmp_path / "truth.json", annotations)
+    metrics = coco_eval.evaluate_coco([result(10, 0, ODD), result(10, 0, GOOD)], file)
+    for numbers in (metrics.bbox, metrics.segm):
+        assert (numbers["AP"], numbers["APs"], numbers["AR100"]) == pytest.approx((1, 1, 1))
+    missed = coco_eval.evaluate_coco([result(10, 0, GOOD)], file)
+    assert (missed.bbox["AR100"], missed.segm["AR100"]) == pytest.approx((0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bbox": [3]}, "result number 0: bbox .* must be four numbers"),
+        ({"bbox": 3}, "must be four numbers"),
+        ({"score": None}, "score None one"),
+        ({"score": float("nan")}, "score nan one"),
+        ({"image_id": [10]}, r"image_id \[10\] must be a whole number or text"),
+        ({"category_id": "0"}, "category_id '0' a whole number"),
+        ({"segmentation": [polygon_of(GOOD)]}, "must be a compressed RLE of the image's size"),
+        ({"segmentation": {"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}}, "must be a compressed RLE"),
+        ({"segmentation": {"size": [WIDTH, HEIGHT], "counts": "0"}}, r"\{\"size\": \[200, 300\], \"counts\""),
+    ],
+)
+def test_malformed_results_are_refused(annotation_file, changes, message):
+    with pytest.raises(ValueError, match=message):
+        coco_eval.evaluate_coco([result(10, 0, GOOD) | changes], annotation_file)
+
+
+def test_numbers_in_place_of_results_are_refused_in_one_line(tmp_path, annotation_file):
+    (tmp_path / "out.json").write_text("[1, 2]")
+    done = run_command(tmp_path / "out.json", "--config", f"DATA.VAL={annotation_file}:{tmp_path / 'no_images'}")
+    assert done.returncode == 2 and done.stderr.count("\n") <= 2
+    assert "error: result number 0 has no image_id" in done.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 from FasterRCNN.datasets.coco import load_coco
 from FasterRCNN.structures import Categories, Dataset, PackedRecords
 
-__all__ = ["COCO_IMAGE_FOLDERS", "load_dataset", "load_datasets"]
+__all__ = ["COCO_IMAGE_FOLDERS", "load_dataset", "load_datasets", "locate_dataset"]
 
 # coco_X is annotated by annotations/instances_X.json; the parts of a split have no image folder of their own.
 COCO_IMAGE_FOLDERS = {
@@ -27,6 +27,7 @@ def load_dataset(
     absolute_coord: bool = True,
     with_ground_truth: bool = True,
     with_masks: bool = True,
+    masks_required: bool = False,
     categories: Categories | None = None,
 ) -> Dataset:
     """The data set that `spec` names.
@@ -34,7 +35,7 @@ def load_dataset(
     spec: a key of COCO_IMAGE_FOLDERS (files under `basedir`), or `path/to/instances.json:path/to/images`. The
     other arguments are `load_coco`'s. Raises ValueError for an unknown name, and what `load_coco` raises.
     """
-    name, annotation_file, image_dir = _locate(spec, Path(basedir).expanduser())
+    name, annotation_file, image_dir = locate_dataset(spec, basedir=basedir)
     return load_coco(
         annotation_file,
         image_dir,
@@ -42,6 +43,7 @@ def load_dataset(
         absolute_coord=absolute_coord,
         with_ground_truth=with_ground_truth,
         with_masks=with_masks,
+        masks_required=masks_required,
         categories=categories,
     )
 
@@ -56,16 +58,23 @@ def load_datasets(
 ) -> Dataset:
     """Several sets joined into one for training, labelled as the first (or as `categories`).
 
-    Raises ValueError when none is given or their categories differ, and what `load_dataset` raises.
+    with_masks: every object must have one. Raises ValueError when no set is given or their categories differ, and what
+    `load_dataset` raises.
     """
     if not specs:
         raise ValueError("no data set is given: name at least one in DATA.TRAIN")
     datasets = []
     for spec in specs:
         first = datasets[0].categories if datasets else categories
-        datasets.append(
-            load_dataset(spec, basedir=basedir, absolute_coord=absolute_coord, with_masks=with_masks, categories=first)
+        dataset = load_dataset(
+            spec,
+            basedir=basedir,
+            absolute_coord=absolute_coord,
+            with_masks=with_masks,
+            masks_required=with_masks,
+            categories=first,
         )
+        datasets.append(dataset)
     if len(datasets) == 1:
         return datasets[0]
     return Dataset(
@@ -79,8 +88,9 @@ def _annotations_of(spec: str, basedir: Path) -> Path:
     return basedir / "annotations" / f"instances_{spec.removeprefix('coco_')}.json"
 
 
-def _locate(spec: str, basedir: Path) -> tuple[str, Path, Path]:
-    """(name, annotation file, image folder)."""
+def locate_dataset(spec: str, *, basedir: str | Path) -> tuple[str, Path, Path]:
+    """(name, annotation file, image folder) that `spec` names, see `load_dataset`."""
+    basedir = Path(basedir).expanduser()
     if spec in COCO_IMAGE_FOLDERS:
         annotation_file = _annotations_of(spec, basedir)
         if not annotation_file.is_file():
