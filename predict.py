@@ -11,10 +11,12 @@ import glob
 import itertools
 import logging
 import os
-import subprocess
 import sys
+import tempfile
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -180,26 +182,27 @@ def predict_files(
     """Predicts on photos, folders and globs; writes a picture and a JSON of each photo, and detections.json of all.
 
     score_threshold: of what is drawn; the JSON holds every detection. show: also in a window, where there is a
-    display; a key goes on, q closes it. A photo that cannot be read is logged and left out.
+    display. A photo that cannot be read is logged and left out.
     """
     files = expand_inputs(inputs)
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     done = PredictedFiles(output_dir / "detections.json")
     names = unique_names([Path(file).stem for file in files])
-    show = show and can_show()
     entries = []
     photos = detect_files(predictor, files, done.failures)
-    for index, photo, detections in tqdm(photos, total=len(files), unit="photo", disable=None):
-        entry = describe_detections(files[index], photo, detections, predictor.categories)
-        entries.append(entry)
-        write_json(entry, output_dir / f"{names[index]}_detected.json")
-        picture = draw_detections(photo, detections, predictor.categories, score_threshold=score_threshold)
-        path = output_dir / f"{names[index]}_detected{'.png' if Path(files[index]).suffix == '.png' else '.jpg'}"
-        if not cv2.imwrite(str(path), picture):
-            raise ValueError(f"{path} cannot be written")
-        done.pictures[str(files[index])] = path
-        show = show and _show(picture)
+    with (open_window(output_dir) if show else None) or nullcontext() as window:
+        for index, photo, detections in tqdm(photos, total=len(files), unit="photo", disable=None):
+            entry = describe_detections(files[index], photo, detections, predictor.categories)
+            entries.append(entry)
+            write_json(entry, output_dir / f"{names[index]}_detected.json")
+            picture = draw_detections(photo, detections, predictor.categories, score_threshold=score_threshold)
+            path = output_dir / f"{names[index]}_detected{'.png' if Path(files[index]).suffix == '.png' else '.jpg'}"
+            if not cv2.imwrite(str(path), picture):
+                raise ValueError(f"{path} cannot be written")
+            done.pictures[str(files[index])] = path
+            if window:
+                window.show(picture)
     write_json(entries, done.detections_file)
     return done
 
@@ -259,25 +262,87 @@ def describe_detections(
     return {"file_name": str(file), "height": height, "width": width, "detections": found}
 
 
-def can_show() -> bool:
-    """Whether a window can be opened here."""
+def open_window(picture_dir: Path) -> Window | None:
+    """A window, where one can be opened; where only that fails, a line says to look into picture_dir instead."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return False
-    # In a process of its own: with a display that does not answer, OpenCV's window toolkit aborts the program.
-    probe = "import cv2; cv2.namedWindow('probe'); cv2.destroyAllWindows()"
+        return None
     try:
-        return subprocess.run([sys.executable, "-c", probe], capture_output=True, timeout=20).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+        import tkinter
+    except ImportError:
+        logger.warning("no window: install python3-tk, or look at the pictures in %s", picture_dir)
+        return None
+    try:
+        return Window()
+    except tkinter.TclError as error:
+        logger.warning("no window (%s): look at the pictures in %s", error, picture_dir)
+        return None
 
 
-def _show(picture: np.ndarray) -> bool:
-    """Shows a picture until a key is pressed; whether to show further ones."""
-    cv2.imshow("detections (any key: next, q: close)", picture)
-    if cv2.waitKey(0) & 0xFF != ord("q"):
-        return True
-    cv2.destroyAllWindows()
-    return False
+class Window:
+    """Shows pictures, one until a key or a click; Escape or closing the window ends it, and `show` does nothing more.
+
+    By Tk, as opencv-python-headless has no windows. Raises TclError when there is no display that answers.
+    """
+
+    def __init__(self) -> None:
+        import tkinter
+
+        self._tk = tkinter
+        self._root = tkinter.Tk()
+        self._root.title("detections (a key or click: next, Escape: close)")
+        self._label = tkinter.Label(self._root)
+        self._label.pack()
+        self._root.bind("<Button-1>", self._go_on)
+        self._root.bind("<Key>", self._take_key)
+        self._root.protocol("WM_DELETE_WINDOW", self.close)
+        self._is_open, self._is_waiting = True, False
+
+    def show(self, picture: np.ndarray) -> None:
+        """Shows a picture, BGR uint8 H×W×3, no larger than the screen, and waits."""
+        if not self._is_open:
+            return
+        try:
+            most = self._root.winfo_screenwidth(), self._root.winfo_screenheight()
+            png = cv2.imencode(".png", _shrink(picture, *most))[1].tobytes()
+            self._image = self._tk.PhotoImage(master=self._root, data=png)
+            self._label.configure(image=self._image)
+            self._is_waiting = True
+            while self._is_open and self._is_waiting:  # not Tk's own loop, which lets Ctrl-C wait for an event
+                self._root.update()
+                time.sleep(0.02)
+        except self._tk.TclError as error:
+            logger.warning("the window is closed: %s", error)
+            self.close()
+
+    def _take_key(self, event: object) -> None:
+        if event.keysym == "Escape":
+            self.close()
+        elif event.char:  # not Alt and the like alone
+            self._go_on()
+
+    def _go_on(self, *_: object) -> None:
+        self._is_waiting = False
+
+    def close(self) -> None:
+        """Closes the window, if it is open."""
+        self._is_open = False
+        with suppress(self._tk.TclError):
+            self._root.destroy()
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _shrink(picture: np.ndarray, width: int, height: int) -> np.ndarray:
+    """The picture, made smaller if it does not fit into nine tenths of width × height."""
+    scale = min(0.9 * width / picture.shape[1], 0.9 * height / picture.shape[0])
+    if scale >= 1:
+        return picture
+    size = [max(round(scale * side), 1) for side in picture.shape[1::-1]]
+    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
 # ---------------------------------------------------------------- data sets
@@ -290,17 +355,17 @@ def evaluate_model(
     *,
     max_detections: int = 100,
     absolute_coord: bool = True,
+    failures: dict[str, str] | None = None,
 ) -> Metrics:
     """Predicts on every image of a data set, writes COCO results to output and the metrics beside it, and scores them.
 
     dataset: labelled as the model, with an annotation file; its ground truth need not be loaded. max_detections,
-    absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections and is logged;
-    ValueError when none can be read.
+    absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections, is logged, and
+    goes into failures, file to reason; ValueError when none can be read.
     """
-    write_json([], output)  # what stands in the way of writing is known before the work, not after it
     images = [(record.file_name, record.image_id) for record in dataset.records]
     files = [file for file, _ in images]
-    failures: dict[str, str] = {}
+    failures = {} if failures is None else failures
     results: list[dict] = []
     photos = detect_files(predictor, files, failures)
     for index, _, detections in tqdm(photos, total=len(files), unit="image", desc=dataset.name, disable=None):
@@ -320,8 +385,11 @@ def evaluate_model(
     return metrics
 
 
-def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> dict[str, Metrics]:
-    """Evaluates each set of DATA.VAL and prints its tables: out.json, or out.NAME.json each when there are several."""
+def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> list[str]:
+    """Evaluates each set of DATA.VAL and prints its tables: out.json, or out.NAME.json each when there are several.
+
+    Returns an error message for each set of which most images cannot be read: its numbers say little.
+    """
     if not cfg.DATA.VAL:
         raise ValueError("DATA.VAL names no data set: give DATA.VAL=path/to/instances.json:path/to/images")
     # All are loaded before the first is predicted on, so that a wrong name is found at once.
@@ -335,19 +403,37 @@ def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> dict
         )
         for spec in cfg.DATA.VAL
     ]
-    metrics = {}
+    errors = []
     for name, dataset in zip(unique_names([dataset.name for dataset in datasets]), datasets, strict=True):
         path = Path(output).with_suffix(f".{name}.json") if len(datasets) > 1 else Path(output)
-        metrics[name] = evaluate_model(
+        failures: dict[str, str] = {}
+        metrics = evaluate_model(
             predictor,
             dataset,
             path,
             max_detections=cfg.TEST.RESULTS_PER_IM,
             absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+            failures=failures,
         )
-        print(f"\n{name}: {len(dataset)} images\n\n{format_metrics(metrics[name])}\n")
+        if len(failures) > len(dataset) / 2:
+            errors.append(
+                f"{len(failures)} of {len(dataset)} images of {name} cannot be read and count as without detections"
+            )
+        print(f"\n{name}: {len(dataset)} images\n\n{format_metrics(metrics)}\n")
         print(f"results: {path}\nmetrics: {metrics_path(path)}")
-    return metrics
+    return errors
+
+
+def check_writable(file: str | Path) -> None:
+    """Makes the folder of a file that is to be written; ValueError where it could not be written."""
+    file = Path(file)
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder: give a file, such as {file / 'results.json'}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written ({error.strerror}): give another file") from None
 
 
 # ---------------------------------------------------------------- the command
@@ -373,21 +459,23 @@ def run_prediction(
 ) -> int:
     """Loads a model, predicts on the inputs and evaluates DATA.VAL, each if asked to; the command's exit status."""
     files = expand_inputs(inputs)
+    if evaluate:
+        check_writable(evaluate)
     predictor, cfg = load_predictor(load_path, overrides, config_file)
-    failures: dict[str, str] = {}
+    errors: list[str] = []
     with predictor:
         if files:
             threshold = cfg.TEST.RESULT_SCORE_THRESH_VIS
             done = predict_files(predictor, files, output_dir, score_threshold=threshold, show=show)
-            failures = done.failures
+            errors += done.failures.values()
             for file, picture in done.pictures.items():
                 print(f"{file} -> {picture}")
             print(f"detections of all: {done.detections_file}")
         if evaluate:
-            evaluate_sets(predictor, cfg, evaluate)
-    for reason in failures.values():
-        print(f"error: {reason}", file=sys.stderr)
-    return 1 if failures else 0
+            errors += evaluate_sets(predictor, cfg, evaluate)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    return 1 if errors else 0
 
 
 def main() -> int:

@@ -183,6 +183,8 @@ def find_devices(cfg: Config) -> tuple[list[int], list[str]]:
     """(GPU numbers, the devices in words); no numbers mean the CPU. ConfigError when more are wanted than there are."""
     import tensorflow as tf
 
+    if cfg.TRAIN.NUM_GPUS == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"  # for the evaluations too
     found = tf.config.list_physical_devices("GPU")
     wanted = len(found) if cfg.TRAIN.NUM_GPUS is None else cfg.TRAIN.NUM_GPUS
     if wanted > len(found):
@@ -336,6 +338,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if (args.predict or args.evaluate) and not args.load:
         parser.error("--predict and --evaluate need --load MODEL: a run folder, checkpoint or .npz file")
+    if (args.predict or args.evaluate) and (args.resume or args.overwrite):
+        parser.error("--predict and --evaluate do not train: leave --resume and --overwrite out")
     if args.resume and args.load:
         parser.error("--resume takes the weights of the run itself: leave --load out, or start a new run with it")
     return args

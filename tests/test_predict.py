@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 from config import default_config, finalize_configs
 
@@ -222,25 +224,94 @@ def test_build_predictor_for_the_training_callback():
     assert found.labels.tolist() == [2, 1] and found.masks is None
 
 
-def test_no_window_without_a_display(monkeypatch):
+def test_no_window_is_no_mistake(monkeypatch, tmp_path, caplog):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert not predict.can_show()
-    # A display that does not answer, or an OpenCV without windows: the probe fails, nothing crashes here.
+    assert predict.open_window(tmp_path) is None and not caplog.text
     monkeypatch.setenv("DISPLAY", ":9999")
-    assert not predict.can_show()
+    monkeypatch.setitem(sys.modules, "tkinter", None)
+    assert predict.open_window(tmp_path) is None
+    assert f"no window: install python3-tk, or look at the pictures in {tmp_path}" in caplog.text
 
 
-def test_windows_until_q(tmp_path, model, photo_dir, monkeypatch):
-    shown, keys = [], iter([ord(" "), ord("q")])
-    monkeypatch.setattr(predict, "can_show", lambda: True)
-    monkeypatch.setattr(predict.cv2, "imshow", lambda title, picture: shown.append(picture.shape))
-    monkeypatch.setattr(predict.cv2, "waitKey", lambda delay: next(keys))
-    monkeypatch.setattr(predict.cv2, "destroyAllWindows", lambda: None)
+def test_a_display_that_does_not_answer(monkeypatch, tmp_path, caplog):
+    tk = FakeTk()
+    tk.Tk.side_effect = tk.TclError("no display")
+    monkeypatch.setitem(sys.modules, "tkinter", tk)
+    monkeypatch.setenv("DISPLAY", ":9999")
+    assert predict.open_window(tmp_path) is None
+    assert f"no window (no display): look at the pictures in {tmp_path}" in caplog.text
+
+
+class FakeTk(MagicMock):
+    """Stands for tkinter; each `update` of the window is answered by the next of `events`."""
+
+    class TclError(Exception):
+        pass
+
+
+@pytest.mark.parametrize(
+    "events, shown",
+    [
+        (["<Key> a", "<Button-1>", "<Key> Escape"], 3),
+        (["", "<Key> Alt_L", "<Key> a", "WM_DELETE_WINDOW"], 2),
+        (["<Key> a", "error"], 2),
+        (["<Key> a"] * len(PHOTOS), len(PHOTOS)),
+    ],
+)
+def test_pictures_are_shown_until_the_window_is_closed(tmp_path, model, photo_dir, monkeypatch, events, shown):
+    tk, queue = FakeTk(), iter(events)
+    root = tk.Tk.return_value
+    root.winfo_screenwidth.return_value, root.winfo_screenheight.return_value = 100, 200
+
+    def update():
+        handlers = dict(call.args for call in [*root.bind.call_args_list, *root.protocol.call_args_list])
+        event, _, key = next(queue).partition(" ")
+        if event == "error":
+            raise tk.TclError("lost")
+        elif event == "WM_DELETE_WINDOW":
+            handlers[event]()
+        elif event:
+            handlers[event](SimpleNamespace(keysym=key, char=key if len(key) == 1 else ""))
+
+    root.update = update
+    monkeypatch.setitem(sys.modules, "tkinter", tk)
+    monkeypatch.setenv("DISPLAY", ":9999")
     with predict.load_predictor(model)[0] as predictor:
         done = predict.predict_files(predictor, [photo_dir], tmp_path / "out", show=True)
-    assert len(shown) == 2 and len(done.pictures) == len(PHOTOS)
+    assert len(done.pictures) == len(PHOTOS) and root.destroy.called
+    pngs = [np.frombuffer(call.kwargs["data"], np.uint8) for call in tk.PhotoImage.call_args_list]
+    assert len(pngs) == shown
+    assert cv2.imdecode(pngs[0], cv2.IMREAD_COLOR).shape == (58, 90, 3)  # 128 × 200, made to fit
+
+
+def test_where_nothing_can_be_written_is_known_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "load_predictor", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ValueError, match=f"{tmp_path} is a folder: give a file, such as {tmp_path}/results.json"):
+        predict.run_prediction("model", evaluate=tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"file/out.json cannot be written \(.*\): give another file"):
+        predict.run_prediction("model", evaluate=tmp_path / "file" / "out.json")
+
+
+def test_a_set_most_of_which_is_missing_is_an_error(tmp_path, model, photo_dir, capsys):
+    dataset = f"DATA.VAL={write_annotations(tmp_path / 'a.json')}:{photo_dir}"
+    output = tmp_path / "new" / "out.json"
+    for i in range(4):
+        (photo_dir / f"{i}.png").unlink()
+        assert predict.run_prediction(model, overrides=[dataset], evaluate=output) == (1 if i == 3 else 0)
+    assert "error: 4 of 7 images of a cannot be read and count as without detections" in capsys.readouterr().err
+
+
+def test_comparisons_leave_out_what_cannot_be_read(tmp_path, model, photo_dir):
+    dataset = predict.load_dataset(f"{write_annotations(tmp_path / 'a.json')}:{photo_dir}", basedir="")
+    (photo_dir / "1.png").write_bytes(b"no image")
+    with predict.load_predictor(model)[0] as predictor:
+        pictures = predict.draw_comparisons(predictor, dataset, 3, score_threshold=0.5)
+        assert len(predict.draw_comparisons(predictor, dataset, 100, score_threshold=0.5)) == len(PHOTOS) - 1
+    assert list(pictures) == [50, 52]
+    assert pictures[50].shape[1] >= 2 * 200
 
 
 def run_command(*args):

@@ -71,10 +71,10 @@ def test_no_images():
         assert model.predict([]) == []
 
 
-def test_score_threshold_and_boxes_without_masks():
-    with predictor(score_threshold=0.5, with_masks=False) as model:
+def test_boxes_without_masks():
+    with predictor(with_masks=False) as model:
         (detections,) = model.predict([PHOTOS[0][0]])
-    assert detections.labels.tolist() == [2] and detections.masks is None
+    assert detections.labels.tolist() == [2, 1] and detections.masks is None
 
 
 def test_images_are_padded_to_the_multiple_and_batched_by_shape():
@@ -87,6 +87,33 @@ def test_images_are_padded_to_the_multiple_and_batched_by_shape():
     # The shorter side would be 64, the longer 128: 120 is the greatest allowed.
     assert [shape for shape, _ in shapes] == [(2, 128, 64, 3), (2, 64, 128, 3), (1, 64, 128, 3)]
     assert shapes[0][1] == [[120, 60]] * 2 and shapes[2][1] == [[60, 120]]
+
+
+def test_few_large_images_are_read_ahead(monkeypatch):
+    monkeypatch.setattr("FasterRCNN.engine.predictor.WINDOW_PIXELS", 3 * 100 * 100)
+    taken = []
+    with predictor(ims_per_batch=2) as model:
+        windows = model._group(taken.append(i) or photo(100, 100) for i in range(9))
+        assert [number for number, _ in next(windows)] == [0, 1] and taken == [0, 1, 2, 3]
+        assert [[number for number, _ in batch] for batch in windows] == [[2, 3], [4, 5], [6, 7], [8]]
+
+
+@pytest.mark.parametrize("shape", [(3, 1000), (1000, 3), (1, 1)])
+def test_strips_that_resizing_leaves_narrower_than_a_stride(shape):
+    """C4, which pads a single image to no multiple: nothing may be left to pool from."""
+    cfg = default_config()
+    cfg.update_dict({**TINY_FPN, "MODE_FPN": False, "RPN.HEAD_DIM": 32, "PREPROC.TEST_SHORT_EDGE_SIZE": 24})
+    cfg.update_dict({"PREPROC.MAX_SIZE": 200})
+    finalize_configs(cfg, is_training=False)
+    detector = build_detector(cfg)
+    with tf.Graph().as_default(), tf.Session() as session:
+        detector.detect(tf.zeros([1, 64, 64, 3], tf.uint8), tf.constant([[64, 64]]))
+        session.run(tf.global_variables_initializer())
+        weights = session.run({variable.op.name: variable for variable in tf.global_variables()})
+    settings = {"short_edge": 24, "max_size": 200, "pad_multiple": 1, "ims_per_batch": 1, "with_masks": True}
+    with Predictor(detector, weights, categories=CATEGORIES, **settings) as model:
+        (found,) = model.predict([np.full((*shape, 3), 255, np.uint8)])
+    assert np.isfinite(found.boxes).all() and len(found.masks) == len(found)
 
 
 def test_a_stream_is_answered_before_it_ends():

@@ -192,8 +192,41 @@ def test_resume_with_another_model(tmp_path):
             return super().losses(**inputs)
 
     train(tmp_path, 2)
-    with pytest.raises(ValueError, match="model-2 is damaged or not one of this model.*resume with the configuration"):
+    with pytest.raises(ValueError, match=r"the first mask/W: missing there, \(3,\) here\): resume with the configura"):
         train(tmp_path, 4, resume=True, detector=WiderDetector())
+    train(tmp_path / "wider", 2, detector=WiderDetector())
+    with pytest.raises(ValueError, match=r"the first mask/W: \(3,\) there, missing here"):
+        train(tmp_path / "wider", 4, resume=True)
+
+
+@pytest.mark.parametrize("kind", ["index", "data-00000-of-00001"])
+def test_resume_from_a_damaged_checkpoint(tmp_path, kind):
+    train(tmp_path, 4, checkpoint=2)
+    path = tmp_path / f"model-4.{kind}"
+    path.write_bytes(path.read_bytes()[:-20])
+    opened = []
+    way_on = f"model-4 is damaged .*: delete .*model-4.* to --resume from the one before, {tmp_path}/model-2$"
+    with pytest.raises(ValueError, match=way_on):
+        train(tmp_path, 6, resume=True, open_logdir=lambda: opened.append(1))
+    assert not opened
+    for path in tmp_path.glob("model-4.*"):
+        path.unlink()
+    assert train(tmp_path, 6, resume=True).step == 6
+
+
+def test_resume_from_the_only_checkpoint_when_damaged(tmp_path):
+    (tmp_path / "model-3.index").touch()
+    with pytest.raises(ValueError, match="model-3 is damaged .*: there is none before it, so start anew with --over"):
+        train(tmp_path, 6, resume=True)
+
+
+def test_nothing_is_opened_before_the_start_weights_are_chosen(tmp_path):
+    def refuse(_):
+        raise ValueError("they do not fit")
+
+    with pytest.raises(ValueError, match="they do not fit"):
+        train(tmp_path, 2, start_weights=refuse, open_logdir=lambda: pytest.fail("opened"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bad_loss_stops_the_run_and_names_its_images(tmp_path):

@@ -104,6 +104,12 @@ def test_what_does_not_fit_spoils_no_run(run, base, tmp_path):
     assert before == {path.name: path.read_bytes() for path in logdir.iterdir() if path.is_file()}
 
 
+@pytest.mark.parametrize("option", ["--resume", "--overwrite"])
+def test_options_of_training_are_refused_without_training(run, option):
+    output = command("train.py", "--predict", "x.jpg", "--load", run[0], option, status=2)
+    assert "--predict and --evaluate do not train" in output
+
+
 def test_evaluate_then_score_the_file_again(run, base):
     results = base / "out.json"
     output = command("train.py", "--evaluate", results, "--load", run[0])

@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -23,8 +22,10 @@ from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.structures import Categories, Detections
 
 POSTPROCESS_THREADS = 4
-# Images among which those of like shape are sought, in batches.
-GROUPING_WINDOW = 8
+# Images of like shape are sought among so many batches, or fewer when they hold more pixels than this.
+GROUPING_WINDOW, WINDOW_PIXELS = 8, 200_000_000
+# A stride of 16 and the pooling behind it leave nothing of a narrower strip (a panorama, resized).
+MIN_SIDE = 32
 
 T, R = TypeVar("T"), TypeVar("R")
 
@@ -46,7 +47,6 @@ class Predictor:
         pad_multiple: int,
         ims_per_batch: int,
         with_masks: bool,
-        score_threshold: float = 0.0,
         mask_threshold: float = 0.5,
         accurate_paste: bool = True,
         config: Mapping | None = None,
@@ -54,17 +54,15 @@ class Predictor:
     ):
         """detector: has detect(image, image_size) -> dict of tensors. weights: variable name to array.
 
-        short_edge, max_size, pad_multiple: pixels. score_threshold: detections of a lower score are dropped.
-        accurate_paste: masks are pasted into the boxes as they are; otherwise into boxes of whole pixels.
-        config, source: the model's config and the name of the weights' file, for messages only. Raises ValueError
-        listing the variables that the weights lack or have in another shape.
+        short_edge, max_size, pad_multiple: pixels. accurate_paste: masks are pasted into the boxes as they are;
+        otherwise into boxes of whole pixels. config, source: the model's config and the name of the weights' file, for
+        messages only. Raises ValueError listing the variables that the weights lack or have in another shape.
         """
         self.categories = categories
         self.ims_per_batch = ims_per_batch
         self.with_masks = with_masks
         self._short_edge, self._max_size, self._pad_multiple = short_edge, max_size, pad_multiple
-        self._score_threshold, self._mask_threshold = score_threshold, mask_threshold
-        self._accurate_paste = accurate_paste
+        self._mask_threshold, self._accurate_paste = mask_threshold, accurate_paste
 
         graph, inputs, outputs = build_constant_graph(
             detector, weights, batch_size=1 if ims_per_batch == 1 else None, config=config, source=source
@@ -105,20 +103,28 @@ class Predictor:
 
     def _group(self, images: Iterable[np.ndarray]) -> Iterator[list[tuple[int, np.ndarray]]]:
         """Batches of (number, image) of like shape, from a window of some batches."""
-        numbered = enumerate(images)
-        window = 1 if self.ims_per_batch == 1 else GROUPING_WINDOW * self.ims_per_batch
-        while chunk := list(islice(numbered, window)):
-            for number, image in chunk:
-                _check_image(number, image)
-            # All have about the same shorter side after resizing: the aspect ratio is the shape.
-            chunk.sort(key=lambda pair: pair[1].shape[1] / pair[1].shape[0])
-            for start in range(0, len(chunk), self.ims_per_batch):
-                yield chunk[start : start + self.ims_per_batch]
+        most = 1 if self.ims_per_batch == 1 else GROUPING_WINDOW * self.ims_per_batch
+        window, pixels = [], 0
+        for number, image in enumerate(images):
+            _check_image(number, image)
+            window.append((number, image))
+            pixels += image.shape[0] * image.shape[1]
+            whole_batches = len(window) % self.ims_per_batch == 0
+            if whole_batches and (len(window) == most or pixels >= WINDOW_PIXELS):
+                yield from self._batches(window)
+                window, pixels = [], 0
+        yield from self._batches(window)
+
+    def _batches(self, window: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+        # All have about the same shorter side after resizing: the aspect ratio is the shape.
+        window.sort(key=lambda pair: pair[1].shape[1] / pair[1].shape[0])
+        for start in range(0, len(window), self.ims_per_batch):
+            yield window[start : start + self.ims_per_batch]
 
     def _prepare(self, numbered: list[tuple[int, np.ndarray]]) -> _Batch:
         resized = [resize_image(image, self._short_edge, self._max_size) for _, image in numbered]
         sizes = np.array([image.shape[:2] for image in resized], np.int32)
-        height, width = -(-sizes.max(axis=0) // self._pad_multiple) * self._pad_multiple
+        height, width = np.maximum(-(-sizes.max(axis=0) // self._pad_multiple) * self._pad_multiple, MIN_SIDE)
         canvas = np.zeros((len(resized), height, width, 3), np.uint8)
         for place, image in zip(canvas, resized):
             place[: image.shape[0], : image.shape[1]] = image
@@ -132,15 +138,15 @@ class Predictor:
         finished = []
         for i, number in enumerate(batch.numbers):
             count = outputs["num_detections"][i]
-            keep = np.flatnonzero(outputs["scores"][i, :count] >= self._score_threshold)
-            boxes = boxes_to_photo(outputs["boxes"][i, keep], tuple(batch.image_size[i]), batch.photo_sizes[i])
+            boxes = boxes_to_photo(outputs["boxes"][i, :count], tuple(batch.image_size[i]), batch.photo_sizes[i])
             masks = None
             if self.with_masks:
                 frames = boxes if self._accurate_paste else np.rint(boxes)
                 masks = paste_masks_to_rle(
-                    outputs["masks"][i, keep], frames, *batch.photo_sizes[i], threshold=self._mask_threshold
+                    outputs["masks"][i, :count], frames, *batch.photo_sizes[i], threshold=self._mask_threshold
                 )
-            finished.append((number, Detections(boxes, outputs["scores"][i, keep], outputs["labels"][i, keep], masks)))
+            scores, labels = outputs["scores"][i, :count], outputs["labels"][i, :count]
+            finished.append((number, Detections(boxes, scores, labels, masks)))
         return finished
 
 

@@ -216,33 +216,35 @@ class StartValues(SessionInit):
 
     def _run_init(self, sess):
         restore(sess, self._values)
-        if self._checkpoint is None:
-            return
-        try:
+        if self._checkpoint:
             self._saver.restore(sess, self._checkpoint)
-        except (tf.errors.OpError, ValueError) as error:
-            raise _cannot_resume(self._checkpoint, error) from None
 
 
-def check_checkpoint(checkpoint: str, variables: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless a checkpoint can be read and has these variables, by name, in these shapes."""
+def check_checkpoint(checkpoints: Sequence[str]) -> None:
+    """Raises ValueError unless the last of the checkpoints, oldest first, can be read and fits the default graph.
+
+    It is read as a whole, so that nothing is written for a run that cannot go on.
+    """
+    *before, checkpoint = checkpoints
     try:
-        shapes = tf.train.load_checkpoint(checkpoint).get_variable_to_shape_map()
-    except (tf.errors.OpError, ValueError) as error:
-        raise _cannot_resume(checkpoint, error) from None
-    wrong = [name for name, shape in variables.items() if tuple(shapes.get(name, ())) != shape]
+        reader = tf.train.load_checkpoint(checkpoint)
+        shapes = {name: tuple(shape) for name, shape in reader.get_variable_to_shape_map().items()}
+        for name in shapes:
+            reader.get_tensor(name)
+    except (tf.errors.OpError, IndexError) as error:  # an IndexError is TensorFlow's word for a truncated file
+        way_on = "there is none before it, so start anew with --overwrite"
+        if before:
+            way_on = f"delete {checkpoint}.* to --resume from the one before, {before[-1]}"
+        raise ValueError(f"checkpoint {checkpoint} is damaged ({str(error).splitlines()[0]}): {way_on}") from None
+    wanted = {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()} | {CONFIG_NAME: ()}
+    wrong = sorted(name for name in wanted.keys() | shapes.keys() if wanted.get(name) != shapes.get(name))
     if wrong:
-        found = shapes.get(wrong[0], "none")
-        what = f"{len(wrong)} variables differ, the first {wrong[0]}: {found} instead of {list(variables[wrong[0]])}"
-        raise _cannot_resume(checkpoint, what)
-
-
-def _cannot_resume(checkpoint: str, error: object) -> ValueError:
-    return ValueError(
-        f"checkpoint {checkpoint} is damaged or not one of this model ({str(error).splitlines()[0]}): resume with the "
-        "configuration of the run, delete the checkpoint's files to resume from the one before, or start a new run "
-        "from its weights with --load"
-    )
+        there, here = (found.get(wrong[0], "missing") for found in (shapes, wanted))
+        raise ValueError(
+            f"checkpoint {checkpoint} is not one of this model ({len(wrong)} variables differ, the first {wrong[0]}: "
+            f"{there} there, {here} here): resume with the configuration of the run, or start a "
+            "new run from its weights with --load"
+        )
 
 
 @dataclass(frozen=True)
@@ -319,7 +321,7 @@ def train_detector(
         stop = StopOnSignal(checkpoints)
         feed = FeedLearningRate(model.learning_rate, schedule)
         if resume:
-            check_checkpoint(earlier[-1], model.variable_shapes())
+            check_checkpoint(earlier)
         values = start_weights(model.variable_shapes()) if start_weights and not resume else {}
         open_logdir()
         try:
