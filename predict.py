@@ -13,10 +13,9 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +38,10 @@ from eval import (
 )
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
-from FasterRCNN.imaging.read import read_image
+from FasterRCNN.imaging.read import read_image, read_record_image
 from FasterRCNN.imaging.visualize import draw_comparison, draw_detections
-from FasterRCNN.structures import Categories, Dataset, Detections
+from FasterRCNN.imaging.window import open_window
+from FasterRCNN.structures import Categories, Dataset, Detections, ImageRecord
 
 if TYPE_CHECKING:
     from FasterRCNN.engine.predictor import Predictor
@@ -128,9 +128,9 @@ def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categorie
 
 
 def detect_files(
-    predictor: Predictor, files: Sequence[str | Path], failures: dict[str, str]
+    predictor: Predictor, files: Sequence[str | Path | ImageRecord], failures: dict[str, str]
 ) -> Iterator[tuple[int, np.ndarray, Detections]]:
-    """(index, photo, detections) of each file that can be read, in order.
+    """(index, photo, detections) of each file that can be read, in order; those of records must be of their size.
 
     The others go into failures, file to reason.
     """
@@ -141,7 +141,8 @@ def detect_files(
     def photos() -> Iterator[np.ndarray]:
         for index, (photo, reason) in enumerate(map_ahead(_try_to_read, files, threads=READING_THREADS)):
             if photo is None:
-                failures[str(files[index])] = reason
+                file = files[index]
+                failures[file.file_name if isinstance(file, ImageRecord) else str(file)] = reason
                 logger.error("not predicted: %s", reason)
             else:
                 waiting.append((index, photo))
@@ -152,9 +153,9 @@ def detect_files(
         yield index, photo, detections
 
 
-def _try_to_read(file: str | Path) -> tuple[np.ndarray | None, str]:
+def _try_to_read(file: str | Path | ImageRecord) -> tuple[np.ndarray | None, str]:
     try:
-        return read_image(file), ""
+        return (read_record_image(file) if isinstance(file, ImageRecord) else read_image(file)), ""
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
 
@@ -216,7 +217,7 @@ def draw_comparisons(
         records[i].image_id: draw_comparison(
             photo, records[i], detections, dataset.categories, score_threshold=score_threshold
         )
-        for i, photo, detections in detect_files(predictor, [record.file_name for record in records], {})
+        for i, photo, detections in detect_files(predictor, records, {})
     }
 
 
@@ -262,89 +263,6 @@ def describe_detections(
     return {"file_name": str(file), "height": height, "width": width, "detections": found}
 
 
-def open_window(picture_dir: Path) -> Window | None:
-    """A window, where one can be opened; where only that fails, a line says to look into picture_dir instead."""
-    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        return None
-    try:
-        import tkinter
-    except ImportError:
-        logger.warning("no window: install python3-tk, or look at the pictures in %s", picture_dir)
-        return None
-    try:
-        return Window()
-    except tkinter.TclError as error:
-        logger.warning("no window (%s): look at the pictures in %s", error, picture_dir)
-        return None
-
-
-class Window:
-    """Shows pictures, one until a key or a click; Escape or closing the window ends it, and `show` does nothing more.
-
-    By Tk, as opencv-python-headless has no windows. Raises TclError when there is no display that answers.
-    """
-
-    def __init__(self) -> None:
-        import tkinter
-
-        self._tk = tkinter
-        self._root = tkinter.Tk()
-        self._root.title("detections (a key or click: next, Escape: close)")
-        self._label = tkinter.Label(self._root)
-        self._label.pack()
-        self._root.bind("<Button-1>", self._go_on)
-        self._root.bind("<Key>", self._take_key)
-        self._root.protocol("WM_DELETE_WINDOW", self.close)
-        self._is_open, self._is_waiting = True, False
-
-    def show(self, picture: np.ndarray) -> None:
-        """Shows a picture, BGR uint8 H×W×3, no larger than the screen, and waits."""
-        if not self._is_open:
-            return
-        try:
-            most = self._root.winfo_screenwidth(), self._root.winfo_screenheight()
-            png = cv2.imencode(".png", _shrink(picture, *most))[1].tobytes()
-            self._image = self._tk.PhotoImage(master=self._root, data=png)
-            self._label.configure(image=self._image)
-            self._is_waiting = True
-            while self._is_open and self._is_waiting:  # not Tk's own loop, which lets Ctrl-C wait for an event
-                self._root.update()
-                time.sleep(0.02)
-        except self._tk.TclError as error:
-            logger.warning("the window is closed: %s", error)
-            self.close()
-
-    def _take_key(self, event: object) -> None:
-        if event.keysym == "Escape":
-            self.close()
-        elif event.char:  # not Alt and the like alone
-            self._go_on()
-
-    def _go_on(self, *_: object) -> None:
-        self._is_waiting = False
-
-    def close(self) -> None:
-        """Closes the window, if it is open."""
-        self._is_open = False
-        with suppress(self._tk.TclError):
-            self._root.destroy()
-
-    def __enter__(self) -> Window:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _shrink(picture: np.ndarray, width: int, height: int) -> np.ndarray:
-    """The picture, made smaller if it does not fit into nine tenths of width × height."""
-    scale = min(0.9 * width / picture.shape[1], 0.9 * height / picture.shape[0])
-    if scale >= 1:
-        return picture
-    size = [max(round(scale * side), 1) for side in picture.shape[1::-1]]
-    return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-
-
 # ---------------------------------------------------------------- data sets
 
 
@@ -363,14 +281,12 @@ def evaluate_model(
     absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections, is logged, and
     goes into failures, file to reason; ValueError when none can be read.
     """
-    images = [(record.file_name, record.image_id) for record in dataset.records]
-    files = [file for file, _ in images]
     failures = {} if failures is None else failures
     results: list[dict] = []
-    photos = detect_files(predictor, files, failures)
-    for index, _, detections in tqdm(photos, total=len(files), unit="image", desc=dataset.name, disable=None):
-        results += results_to_json({images[index][1]: detections}, dataset.categories)
-    if failures and len(failures) == len(files):
+    photos = detect_files(predictor, dataset.records, failures)
+    for index, _, detections in tqdm(photos, total=len(dataset), unit="image", desc=dataset.name, disable=None):
+        results += results_to_json({dataset.records[index].image_id: detections}, dataset.categories)
+    if failures and len(failures) == len(dataset):
         raise ValueError(f"no image of {dataset.name} can be read; the first: {next(iter(failures.values()))}")
     write_json(results, output)
     metrics = evaluate_coco(

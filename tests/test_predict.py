@@ -18,6 +18,7 @@ from pycocotools import mask as mask_utils
 import predict
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
 from FasterRCNN.engine import weights as weight_files
+from FasterRCNN.imaging import window
 from FasterRCNN.structures import Categories
 
 ROOT = Path(__file__).parents[1]
@@ -228,10 +229,10 @@ def test_no_window_is_no_mistake(monkeypatch, tmp_path, caplog):
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert predict.open_window(tmp_path) is None and not caplog.text
+    assert window.open_window(tmp_path) is None and not caplog.text
     monkeypatch.setenv("DISPLAY", ":9999")
     monkeypatch.setitem(sys.modules, "tkinter", None)
-    assert predict.open_window(tmp_path) is None
+    assert window.open_window(tmp_path) is None
     assert f"no window: install python3-tk, or look at the pictures in {tmp_path}" in caplog.text
 
 
@@ -240,7 +241,7 @@ def test_a_display_that_does_not_answer(monkeypatch, tmp_path, caplog):
     tk.Tk.side_effect = tk.TclError("no display")
     monkeypatch.setitem(sys.modules, "tkinter", tk)
     monkeypatch.setenv("DISPLAY", ":9999")
-    assert predict.open_window(tmp_path) is None
+    assert window.open_window(tmp_path) is None
     assert f"no window (no display): look at the pictures in {tmp_path}" in caplog.text
 
 
