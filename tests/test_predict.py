@@ -315,6 +315,20 @@ def test_comparisons_leave_out_what_cannot_be_read(tmp_path, model, photo_dir):
     assert pictures[50].shape[1] >= 2 * 200
 
 
+def test_a_photo_of_another_size_than_annotated_is_not_evaluated(tmp_path, model, photo_dir):
+    file = write_annotations(tmp_path / "a.json")
+    annotations = json.loads(file.read_text())
+    image = annotations["images"][0]
+    image["width"], image["height"] = image["height"], image["width"]
+    file.write_text(json.dumps(annotations))
+    dataset = predict.load_dataset(f"{file}:{photo_dir}", basedir="", with_ground_truth=False)
+    failures = {}
+    with predict.load_predictor(model)[0] as predictor:
+        predict.evaluate_model(predictor, dataset, tmp_path / "out.json", failures=failures)
+    (reason,) = failures.values()
+    assert "annotated as" in reason and "EXIF" in reason
+
+
 def run_command(*args):
     command = [sys.executable, ROOT / "predict.py", *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
