@@ -440,6 +440,12 @@ class Config:
         for name, value in _flatten(values):
             self[name] = value
 
+    def update_given(self, config_file: str | os.PathLike | None, args: Iterable[str]) -> None:
+        """What a command line gives: the keys of --config-file, if any, then those of --config."""
+        if config_file:
+            self.update_file(config_file)
+        self.update_args(args)
+
     def update_file(self, path: str | os.PathLike) -> None:
         """Apply a YAML file of nested or dotted keys; errors name the file and the key."""
         import yaml
@@ -714,9 +720,7 @@ def main() -> int:
     parser.add_argument("--yaml", action="store_true", help="print the resulting config as a YAML file")
     args = parser.parse_args()
     cfg = default_config()
-    if args.config_file:
-        cfg.update_file(args.config_file)
-    cfg.update_args(args.config)
+    cfg.update_given(args.config_file, args.config)
     print(cfg.to_yaml() if args.yaml else describe(cfg, args.words))
     return 0
 

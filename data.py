@@ -329,9 +329,7 @@ def stats(args: argparse.Namespace) -> None:
 
 def _read_config(args: argparse.Namespace) -> Config:
     cfg = default_config()
-    if args.config_file:
-        cfg.update_file(args.config_file)
-    cfg.update_args(args.config)
+    cfg.update_given(args.config_file, args.config)
     cfg.DATA.TRAIN = (args.dataset,)
     finalize_configs(cfg, is_training=False)  # the checks of training ask for weights
     return cfg

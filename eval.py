@@ -344,9 +344,7 @@ def main() -> int:
     add_config_arguments(parser)
     args = parser.parse_args()
     cfg = default_config()
-    if args.config_file:
-        cfg.update_file(args.config_file)
-    cfg.update_args(args.config)
+    cfg.update_given(args.config_file, args.config)
     finalize_configs(cfg, is_training=False)
     if len(args.results) != len(cfg.DATA.VAL):
         raise ValueError(

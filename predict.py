@@ -72,9 +72,7 @@ def load_predictor(
     if stored is None:
         logger.warning("%s carries no config: the defaults and --config are used", load_path)
     cfg.update_dict(stored or {})
-    if config_file:
-        cfg.update_file(config_file)
-    cfg.update_args(cfg_overrides)
+    cfg.update_given(config_file, cfg_overrides)
     weights = read_weights(load_path)
     if not cfg.DATA.CLASS_NAMES:
         categories = find_categories(cfg, weights)

@@ -126,9 +126,7 @@ def read_config(args: argparse.Namespace) -> Config:
     cfg = default_config()
     if args.resume:
         cfg.update_file(Path(args.logdir) / CONFIG_FILE)
-    if args.config_file:
-        cfg.update_file(args.config_file)
-    cfg.update_args(args.config)
+    cfg.update_given(args.config_file, args.config)
     return cfg
 
 

@@ -23,6 +23,7 @@ from tensorpack.callbacks import Callback, MonitorBase
 from tensorpack.train import StopTraining
 
 from FasterRCNN.engine.optim import LrSchedule
+from FasterRCNN.engine.run_folder import write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -243,9 +244,7 @@ class Best:
         return cls(**json.loads(path.read_text())) if path.is_file() else None
 
     def write(self, logdir: Path):
-        scratch = logdir / f".{BEST_NAME}.json"
-        scratch.write_text(json.dumps(asdict(self)))
-        os.replace(scratch, logdir / f"{BEST_NAME}.json")
+        write_atomically(logdir / f"{BEST_NAME}.json", json.dumps(asdict(self)))
 
 
 class Evaluate(Callback):

@@ -35,10 +35,10 @@ from FasterRCNN.engine.callbacks import (
 )
 from FasterRCNN.engine.optim import GuardedOptimizer, LrSchedule, weight_decay_loss
 from FasterRCNN.engine.weights import CONFIG_NAME, restore
+from FasterRCNN.imaging.augment import MASK_CELLS
 
 logger = logging.getLogger(__name__)
 
-MASK_CELLS, MASK_BYTES = 112, 14  # gt_masks: rows of an object's bitmap, and bytes of a packed row
 StartWeights = Callable[[dict[str, tuple[int, ...]]], dict[str, np.ndarray]]  # shapes -> values, by variable name
 EvaluateWeights = Callable[[dict[str, np.ndarray], int], Evaluation]  # weights by name, step
 QUEUE_STEPS = 8  # device-steps held ready; more would hold hundreds of megabytes of images
@@ -95,7 +95,7 @@ class DetectorModel(ModelDesc):
             "image_size": ([batch, 2], tf.int32),
             "gt_boxes": ([batch, None, 4], tf.float32),
             "gt_labels": ([batch, None], tf.int32),
-            "gt_masks": ([batch, None, MASK_CELLS, MASK_BYTES], tf.uint8),
+            "gt_masks": ([batch, None, MASK_CELLS, MASK_CELLS // 8], tf.uint8),
             "image_index": ([batch], tf.int32),
             "seed": ([], tf.int32),
         }

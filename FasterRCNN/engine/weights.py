@@ -23,8 +23,9 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 import yaml
 
+from FasterRCNN.engine.run_folder import CONFIG_FILE
+
 CONFIG_NAME = "config_json"
-CONFIG_FILE = "config.yaml"
 
 _BACKBONE = re.compile(r"(conv0|group\d+)/")
 _CLASS_LAYERS = re.compile(r"((fastrcnn|fastrcnn/outputs|cascade_rcnn_stage\d/outputs)/(class|box)|maskrcnn/conv)/[Wb]")
