@@ -107,11 +107,15 @@ TABLE = (
         "blocks of the ResNet's four groups; [3,4,23,3] is R101", AT_LEAST_ONE, length=4),
     Key("BACKBONE.CHANNELS", 64, int,
         "channels of the stem; the groups give 4, 8, 16 and 32 times as many", AT_LEAST_ONE),
+    Key("BACKBONE.NUM_GROUPS", 1, int, "groups of a block's 3x3 convolution; 32 is ResNeXt", AT_LEAST_ONE),
+    Key("BACKBONE.WIDTH_PER_GROUP", None, int | None,
+        "channels of each group in the first group of blocks, doubled in each next; None: CHANNELS / NUM_GROUPS",
+        AT_LEAST_ONE),
     Key("BACKBONE.NORM", "FreezeBN", str, "normalisation in the backbone", NORMS),
     Key("BACKBONE.FREEZE_AFFINE", False, bool, "do not train the normalisation's gamma and beta"),
     Key("BACKBONE.FREEZE_AT", 2, int, "not trained: 0 nothing, 1 the stem, 2 the stem and group0", one_of(0, 1, 2)),
     Key("BACKBONE.TF_PAD_MODE", False, bool,
-        "strided layers pad more at bottom/right ('Pad' weights); False: top/left ('AlignPadding')"),
+        "strided layers pad more at bottom/right, as TensorFlow's SAME; False: top/left, as caffe2 ('AlignPadding')"),
     Key("BACKBONE.STRIDE_1X1", False, bool,
         "stride in a block's first 1x1 convolution (MSRA/caffe2 weights), not the 3x3"),
     # ---- training ----
@@ -205,8 +209,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
 
 # Options of the table that this version cannot build yet, and what to use meanwhile.
 NOT_YET: dict[tuple[str, Any], str] = {
-    ("FPN.CASCADE", True): "use FPN.CASCADE=False",
-    ("BACKBONE.NORM", "SyncBN"): "use BACKBONE.NORM=GN, or FreezeBN with pretrained weights",
     ("TRAINER", "horovod"): "use TRAINER=replicated",
 }
 
@@ -565,6 +567,15 @@ def _check_norms(cfg: Config) -> None:
         not (cfg.BACKBONE.FREEZE_AFFINE and cfg.BACKBONE.NORM == "None"), cfg, "BACKBONE.FREEZE_AFFINE",
         "BACKBONE.NORM=None has no gamma and beta to freeze; use FREEZE_AFFINE=False",
     )
+    groups, width = cfg.BACKBONE.NUM_GROUPS, cfg.BACKBONE.WIDTH_PER_GROUP
+    _require(
+        width is not None or cfg.BACKBONE.CHANNELS % groups == 0, cfg, "BACKBONE.NUM_GROUPS",
+        f"does not divide BACKBONE.CHANNELS={cfg.BACKBONE.CHANNELS}; set BACKBONE.WIDTH_PER_GROUP, 8 in ResNeXt 32x8d",
+    )
+    _require(
+        cfg.BACKBONE.NORM != "GN" or width is None or groups * width % GN_GROUPS == 0, cfg, "BACKBONE.WIDTH_PER_GROUP",
+        f"group normalisation needs a multiple of {GN_GROUPS} channels, NUM_GROUPS={groups} times it",
+    )
     fpn = cfg.MODE_FPN
     uses_gn = {
         "BACKBONE.CHANNELS": cfg.BACKBONE.NORM == "GN",
@@ -648,6 +659,8 @@ def _fill_in(cfg: Config, *, is_training: bool) -> None:
     cfg.DATA.NUM_CLASS = len(cfg.DATA.CLASS_NAMES) or cfg.DATA.NUM_CLASS
     if is_training:
         cfg.DATA.NUM_WORKERS = min(cfg.DATA.NUM_WORKERS, os.cpu_count() or 1)
+    if cfg.BACKBONE.WIDTH_PER_GROUP is None:
+        cfg.BACKBONE.WIDTH_PER_GROUP = cfg.BACKBONE.CHANNELS // cfg.BACKBONE.NUM_GROUPS
     if cfg.MODE_FPN:
         multiple = FPN_STRIDES[3]  # C5, the coarsest map of the backbone, must be whole
         cfg.PREPROC.MAX_SIZE = -(-cfg.PREPROC.MAX_SIZE // multiple) * multiple

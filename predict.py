@@ -109,7 +109,7 @@ def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categorie
 
     From the annotations of DATA.VAL or DATA.TRAIN where those exist; else COCO's for 80 classes, else numbers.
     """
-    from FasterRCNN.engine.weights import number_of_classes
+    from FasterRCNN.engine.architecture import number_of_classes
 
     for spec in (*cfg.DATA.VAL, *cfg.DATA.TRAIN):
         try:

@@ -32,6 +32,7 @@ from eval import format_metrics
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.engine.run_folder import CONFIG_FILE, check_run_folder, claim_run_folder, describe_run
 from FasterRCNN.structures import Categories, Dataset
+from model_table import format_table, read_headers
 from predict import (
     add_predict_arguments,
     build_predictor,
@@ -66,7 +67,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
     start_weights = None if args.resume else choose_start_weights(cfg, args.load)
     gpus, devices = find_devices(cfg)
     schedule = make_schedule(cfg, num_devices=max(len(gpus), 1))
-    model = make_model(cfg)
+    model = make_model(cfg, num_gpus=len(gpus))
 
     def open_run_folder() -> None:
         claim_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
@@ -163,11 +164,14 @@ def choose_start_weights(
 ) -> Callable[[Mapping[str, tuple[int, ...]]], dict[str, np.ndarray]] | None:
     """What picks a model's start values: from --load, else from BACKBONE.WEIGHTS; None from scratch."""
     from FasterRCNN.engine.weights import read_weights, select_for_training
+    from FasterRCNN.engine.zoo import padding_notice
 
     source = load or cfg.BACKBONE.WEIGHTS
     if not source:
         return None
     weights = read_weights(source)
+    if notice := padding_notice(source, cfg.BACKBONE.TF_PAD_MODE):
+        logger.warning("%s", notice)
 
     def select(variables: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
         values, report = select_for_training(weights, variables, config=cfg.to_dict(), source=source)
@@ -207,13 +211,15 @@ def make_schedule(cfg: Config, *, num_devices: int) -> LrSchedule:
     )
 
 
-def make_model(cfg: Config) -> DetectorModel:
+def make_model(cfg: Config, *, num_gpus: int) -> DetectorModel:
     """The detector with its losses and optimizer."""
+    from FasterRCNN.engine.collectives import sum_over_gpus
     from FasterRCNN.engine.trainer import DetectorModel
     from FasterRCNN.modeling.build import build_detector
 
+    several = {"sum_over_devices": sum_over_gpus(num_gpus)} if num_gpus > 1 else {}
     return DetectorModel(
-        build_detector(cfg),
+        build_detector(cfg, is_training=True, **several),
         ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
         with_masks=cfg.MODE_MASK,
         weight_decay=cfg.TRAIN.WEIGHT_DECAY,
@@ -329,6 +335,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--load", metavar="WEIGHTS", help="start from an .npz file, checkpoint or run folder")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --logdir where it stopped")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --logdir first")
+    parser.add_argument("--list-configs", action="store_true", help="do not train: print the models of configs/")
     parser.add_argument("--predict", nargs="+", metavar="PHOTO", help="do not train: predict on photos with --load")
     parser.add_argument("--evaluate", metavar="OUT.json", help="do not train: evaluate --load on DATA.VAL")
     add_predict_arguments(parser)
@@ -344,9 +351,12 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Trains, or predicts, or evaluates."""
+    """Trains, or predicts, or evaluates, or lists the models."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(sys.argv[1:])
+    if args.list_configs:
+        print(format_table(read_headers()))
+        return 0
     if not args.predict and not args.evaluate:
         return train(args, sys.argv)
     return run_prediction(

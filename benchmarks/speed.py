@@ -104,7 +104,7 @@ def time_training(overrides, repeats):
               "image_seeds": np.zeros((1, 2), np.int32)}
     with tf.Graph().as_default():
         inputs = {name: tf.placeholder(value.dtype, value.shape) for name, value in values.items()}
-        losses, _ = build_detector(cfg).losses(**inputs)
+        losses, _ = build_detector(cfg, is_training=True).losses(**inputs)
         losses["wd"] = weight_decay_loss(tf.trainable_variables(), cfg.TRAIN.WEIGHT_DECAY)
         step = tf.train.MomentumOptimizer(1e-6, cfg.TRAIN.MOMENTUM).minimize(tf.add_n(list(losses.values())))
         with reference_session(tf) as session:

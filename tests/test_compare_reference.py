@@ -7,7 +7,6 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny import TINY, TinyModel, example
 
-from FasterRCNN.modeling.box_head import decode_class_boxes
 from tools import compare_reference
 from tools.compare_reference import (
     Comparison,
@@ -18,6 +17,7 @@ from tools.compare_reference import (
     compare_proposals,
     main,
     pad_image,
+    reference_loss_name,
     reference_value,
     training_inputs,
 )
@@ -36,9 +36,9 @@ def case():
         maps, levels, extent = model.detector.features(tf.constant(image), tf.constant(image_size))
         proposals = model.detector.propose(
             model.detector.rpn_head(levels, extent), tf.constant(image_size), training=False)
-        deltas, scores = model.detector.score_boxes(levels, extent, proposals.boxes, proposals.valid)
-        boxes = decode_class_boxes(proposals.boxes, deltas, tf.constant(image_size), max_log_scale=np.log(128 / 16),
-                                   weights=model.detector.box_weights)
+        boxes, deltas, scores = model.detector.score_boxes(
+            levels, extent, proposals.boxes, proposals.valid, tf.constant(image_size))
+        boxes = model.detector.box_stages[-1].decode(boxes, deltas, tf.constant(image_size))
         named = {f"c{i}": x for i, x in enumerate(maps, 2)} | {f"p{i}": x for i, x in enumerate(levels[:4], 2)}
     found, given, valid, scores, boxes, maps = model.run(
         (model.detections, proposals.boxes, proposals.valid, scores, boxes, named), [IMAGE])
@@ -228,3 +228,13 @@ def test_training_inputs_are_the_loader_s():
 def test_loss_names_cover_the_detector_s():
     assert set(compare_reference.LOSS_NAMES) == {
         "rpn/loss_cls", "rpn/loss_box", "box/loss_cls", "box/loss_box", "mask/loss", "wd"}
+
+
+def test_losses_of_a_cascade_are_found_by_stage():
+    given = ["rpn_label", "rpn_box", "mask", "wd", *(f"cascade_stage{i}_{kind}" for i in (1, 2, 3)
+                                                     for kind in ("label", "box"))]
+    assert reference_loss_name("rpn/loss_cls", given) == "rpn_label"
+    assert reference_loss_name("box/stage2/loss_cls", given) == "cascade_stage2_label"
+    assert reference_loss_name("box/stage3/loss_box", given) == "cascade_stage3_box"
+    with pytest.raises(ValueError, match="hold 0 that may be box/stage1/loss_cls: one is wanted"):
+        reference_loss_name("box/stage1/loss_cls", given[:4])

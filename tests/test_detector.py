@@ -26,7 +26,7 @@ from tiny import (
 
 from FasterRCNN.engine.optim import weight_decay_loss
 from FasterRCNN.engine.weights import restore
-from FasterRCNN.modeling.box_head import decode_class_boxes, with_one_filled
+from FasterRCNN.modeling.box_head import with_one_filled
 from FasterRCNN.modeling.build import build_detector
 from FasterRCNN.modeling.rpn import Proposals, RPNOutput, sample_anchors
 from FasterRCNN.ops.anchors import grid_anchors
@@ -339,9 +339,9 @@ def of_given_proposals(detector, boxes, image, image_size):
     """Class probabilities and boxes of the proposals P×4, and the map that they are pooled from."""
     _, levels, extent = detector.features(tf.constant(image), tf.constant(image_size))
     given = tf.constant(boxes[None])
-    deltas, scores = detector.score_boxes(levels, extent, given, tf.fill(given.shape[:2], True))
-    decoded = decode_class_boxes(given, deltas, tf.constant(image_size), weights=detector.box_weights,
-                                 max_log_scale=float(np.log(1333 / 16)))
+    boxes, deltas, scores = detector.score_boxes(
+        levels, extent, given, tf.fill(given.shape[:2], True), tf.constant(image_size))
+    decoded = detector.box_stages[-1].decode(boxes, deltas, tf.constant(image_size))
     return {"map": levels[0], "scores": scores[0], "boxes": decoded[0]}
 
 

@@ -142,3 +142,23 @@ def test_weight_decay_takes_kernels_only():
         session.run(tf.global_variables_initializer())
         assert session.run(loss) == pytest.approx(0.1 * 0.5 * (9 + 16 + 1))
         assert session.run(nothing) == 0
+
+
+@pytest.mark.parametrize("loss, expected", [(1.0, 7.0), (np.nan, 3.0)])
+def test_moving_averages_follow_a_step_that_is_made(loss, expected):
+    """Of two devices' calls, the first sets them."""
+    with tf.Graph().as_default():
+        weights = [tf.get_variable(f"w{i}", initializer=1.0) for i in range(2)]
+        average = tf.get_variable("average", initializer=3.0, trainable=False)
+        other = tf.get_variable("other", initializer=0.0, trainable=False)
+        averages = [[(average, average + 4.0)], [(other, other + 1.0)]]
+        optimizer = GuardedOptimizer(
+            tf.train.GradientDescentOptimizer(0.1),
+            losses_finite=lambda: tf.is_finite(tf.constant(loss)),
+            moving_averages=lambda: averages.pop(0),
+        )
+        steps = [optimizer.apply_gradients([(tf.constant(1.0), weight)]) for weight in weights]
+        with tf.Session() as session:
+            session.run(tf.global_variables_initializer())
+            session.run(steps)
+            assert session.run([average, other]) == [expected, 0.0]

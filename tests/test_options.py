@@ -42,6 +42,21 @@ VARIANTS = {
         "RPN.BATCH_PER_IM": 9000, "RPN.TRAIN_PER_LEVEL_NMS_TOPK": 700, "RPN.TEST_PER_LEVEL_NMS_TOPK": 500,
         "FRCNN.BATCH_PER_IM": 1000, "TEST.RESULTS_PER_IM": 800,
     },
+    "cascade": {
+        "FPN.CASCADE": True, "CASCADE.IOUS": [0.5, 0.55, 0.65],
+        "CASCADE.BBOX_REG_WEIGHTS": [[9.0, 8.0, 4.0, 5.0], [20.0, 20.0, 11.0, 10.0], [30.0, 30.0, 15.0, 16.0]],
+    },
+    "cascade of convolutions with group normalisation, no masks": {
+        "FPN.CASCADE": True, "FPN.FRCNN_HEAD_FUNC": "fastrcnn_4conv1fc_gn_head", "FPN.FRCNN_CONV_HEAD_DIM": 32,
+        "MODE_MASK": False, "TRAIN.IMS_PER_GPU": 2,
+    },
+    "synchronised batch normalisation": {"BACKBONE.NORM": "SyncBN", "BACKBONE.FREEZE_AT": 1, "TRAIN.IMS_PER_GPU": 2},
+    "resnext": {
+        "BACKBONE.NUM_GROUPS": 4, "BACKBONE.WIDTH_PER_GROUP": 4, "BACKBONE.RESNET_NUM_BLOCKS": [1, 2, 1, 1],
+    },
+    "c4 of resnext with synchronised batch normalisation": {
+        **C4, "BACKBONE.NUM_GROUPS": 2, "BACKBONE.NORM": "SyncBN", "BACKBONE.FREEZE_AFFINE": True,
+    },
     "c4": {
         **C4, "RPN.HEAD_DIM": 7, "RPN.ANCHOR_SIZES": [20], "RPN.ANCHOR_RATIOS": [1.0, 3.0],
         "RPN.POSITIVE_ANCHOR_THRESH": 0.5, "RPN.NEGATIVE_ANCHOR_THRESH": 0.1, "RPN.FG_RATIO": 1.0,
@@ -70,7 +85,6 @@ ELSEWHERE = {
     ],
     "test_config": [
         "RPN.ANCHOR_STRIDE", "FPN.ANCHOR_STRIDES",  # one value allowed
-        "CASCADE.IOUS", "CASCADE.BBOX_REG_WEIGHTS",  # of FPN.CASCADE, which is refused
     ],
 }
 EXAMPLES = [example(61, 75, 6, seed=1, crowd=True), example(80, 64, 3, seed=2)]
@@ -97,7 +111,7 @@ def test_every_choice_is_exercised():
         choices = set(config.KEYS[name].limit.words.removeprefix("one of ").split(", "))
         missing = choices - tried - {str(value) for key, value in config.NOT_YET if key == name}
         assert not missing or name in elsewhere, name
-    switches = {name for name, key in config.KEYS.items() if key.type is bool} - elsewhere - {"FPN.CASCADE"}
+    switches = {name for name, key in config.KEYS.items() if key.type is bool} - elsewhere
     for name in switches:
         tried = {changes[name] for changes in VARIANTS.values() if name in changes} | {TINY.get(name, None)}
         assert tried & {True, False} == {True, False} or config.KEYS[name].default not in tried, name
@@ -113,7 +127,8 @@ def test_one_step_and_a_prediction(name):
         step = [v.assign_sub(1e-4 * model.gradients[v.op.name]) for v in model.trainable]
     before = model.session.run(model.variables)
     losses, gradients = model.run((model.losses, model.gradients), EXAMPLES[:batch])
-    assert set(losses) == {"rpn/loss_cls", "rpn/loss_box", "box/loss_cls", "box/loss_box"} | (
+    heads = ["box/stage1", "box/stage2", "box/stage3"] if model.cfg.FPN.CASCADE else ["box"]
+    assert set(losses) == {f"{part}/loss_{kind}" for part in ["rpn", *heads] for kind in ("cls", "box")} | (
         {"mask/loss"} if model.cfg.MODE_MASK else set())
     assert all(np.isfinite(loss) for loss in losses.values()), losses
     assert all(np.isfinite(gradient).all() for gradient in gradients.values())
@@ -121,7 +136,8 @@ def test_one_step_and_a_prediction(name):
     after = model.session.run(model.variables)
     changed = {v.op.name for v, a, b in zip(model.variables, before, after) if not np.array_equal(a, b)}
     assert changed <= {v.op.name for v in model.trainable}
-    assert {name.split("/")[0] for name in changed} >= {"rpn", "fastrcnn"}
+    scopes = [f"cascade_rcnn_stage{i}" for i in (1, 2, 3)] if model.cfg.FPN.CASCADE else ["fastrcnn"]
+    assert {name.split("/")[0] for name in changed} >= {"rpn", *scopes}
     check_detections(model, model.run(model.detections, EXAMPLES[:batch]), batch)
 
 

@@ -1,12 +1,17 @@
 """engine/weights: formats, refusals and the keys they propose, on small files written here."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
 from FasterRCNN.engine import weights as W
+from FasterRCNN.engine.architecture import number_of_classes, suggest_config
+from tools import save_npz
 
 FPN_CONFIG = {
     "MODE_FPN": True, "MODE_MASK": True,
@@ -255,7 +260,7 @@ def test_fpn_weights_for_a_c4_model():
 
 
 def test_dotted_keys_and_tuples_are_understood():
-    config = W.suggest_config(fpn_model()) | {
+    config = suggest_config(fpn_model()) | {
         "MODE_FPN": False, "BACKBONE.RESNET_NUM_BLOCKS": (1, 1, 2, 1), "BACKBONE.NORM": "SyncBN"}
     assert "these are FPN weights: add MODE_FPN=True\n" in refusal(fpn_model(), c4_model(), config)
 
@@ -296,15 +301,15 @@ def test_foreign_names():
 def test_unknown_misfit_without_config():
     model = c4_model()
     given = {name: shape for name, shape in model.items() if name != "rpn/class/b"}
-    assert "use the config that they were trained with" in refusal(given, model, config=W.suggest_config(model))
+    assert "use the config that they were trained with" in refusal(given, model, config=suggest_config(model))
 
 
 def test_suggested_config_of_an_fpn_model_is_its_config():
     flat = {f"{key}.{inner}": value[inner] for key, value in FPN_CONFIG.items() if isinstance(value, dict)
             for inner in value}
-    flat |= {"MODE_FPN": True, "MODE_MASK": True}
+    flat |= {"MODE_FPN": True, "MODE_MASK": True, "BACKBONE.NUM_GROUPS": 1, "BACKBONE.WIDTH_PER_GROUP": None}
     del flat["RPN.HEAD_DIM"]
-    assert W.suggest_config(fpn_model()) == flat
+    assert suggest_config(fpn_model()) == flat
 
 
 def test_suggested_config_of_other_heads():
@@ -312,16 +317,16 @@ def test_suggested_config_of_other_heads():
     head = layer("cascade_rcnn_stage1/head/conv0", 3, 3, 8, 5) | layer("cascade_rcnn_stage1/head/fc", 32, 7)
     model = {name: shape for name, shape in fpn_model(norm="gn").items() if not name.startswith("fastrcnn/")}
     model |= gn | head | layer("cascade_rcnn_stage1/outputs/class", 7, 4)
-    found = W.suggest_config(model)
+    found = suggest_config(model)
     assert found["FPN.CASCADE"] is True
     assert found["FPN.NORM"] == found["BACKBONE.NORM"] == "GN"
     assert found["FPN.FRCNN_HEAD_FUNC"] == "fastrcnn_4conv1fc_gn_head"
     assert found["FPN.MRCNN_HEAD_FUNC"] == "maskrcnn_up4conv_gn_head"
     assert (found["FPN.FRCNN_CONV_HEAD_DIM"], found["FPN.FRCNN_FC_HEAD_DIM"]) == (5, 7)
-    assert W.number_of_classes(model) == 3
-    assert W.suggest_config({}) == {}
+    assert number_of_classes(model) == 3
+    assert suggest_config({}) == {}
     stem = {"conv0/W": (7, 7, 3, 4), "group0/block0/conv1/W": (1, 1, 4, 4)}
-    assert "BACKBONE.RESNET_NUM_BLOCKS" not in W.suggest_config(stem)
+    assert "BACKBONE.RESNET_NUM_BLOCKS" not in suggest_config(stem)
 
 
 def test_training_from_a_backbone():
@@ -382,3 +387,74 @@ def test_checkpoint_to_npz_to_graph(tmp_path):
     selected, report = W.select_for_prediction(W.read_weights(tmp_path / "model.npz"), c4_model())
     assert same(selected, arrays)
     assert report.missing == report.unexpected == ()
+
+
+# tools/save_npz.py --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def run(tmp_path):
+    """A run's folder with a checkpoint of an FPN model and its momentum."""
+    arrays = values(fpn_model())
+    slots = {f"{name}/Momentum": value for name, value in arrays.items()}
+    save_checkpoint(tmp_path / "run" / "model-7", arrays | slots | {"global_step": np.int64(7)}, use_resource=True)
+    (tmp_path / "run" / "config.yaml").write_text(json.dumps(FPN_CONFIG))
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("model", ["", "model-7"])
+def test_a_run_is_saved_as_npz(run, model, capsys):
+    out = run.parent / "new" / "model.npz"
+    save_npz.main([str(run / model), str(out)])
+    size = f"{out.stat().st_size / 1e6:.1f}"
+    assert capsys.readouterr().out == f"{out}: {len(fpn_model())} variables, {size} MB, 3 classes, with its config\n"
+    selected, report = W.select_for_prediction(W.read_weights(out), fpn_model(), config=W.read_config(out))
+    assert same(selected, values(fpn_model()))
+    assert report.problems() == []
+    assert W.read_config(out) == FPN_CONFIG
+    assert set(np.load(out, allow_pickle=False)) == {*fpn_model(), "config_json"}
+
+
+def test_a_saved_backbone_starts_a_training(run, tmp_path, capsys):
+    out = tmp_path / "backbone.npz"
+    save_npz.main([str(run), str(out), "--backbone-only"])
+    assert capsys.readouterr().out.startswith(f"{out}: {len(backbone())} variables, 0.0 MB, with its config")
+    selected, report = W.select_for_training(W.read_weights(out), fpn_model(classes=7))
+    assert same(selected, {name: value for name, value in values(fpn_model()).items() if name in backbone()})
+    assert report.unexpected == ()
+    assert "is an ImageNet backbone" in refusal({n: v.shape for n, v in W.read_weights(out).items()}, fpn_model())
+
+
+def test_an_npz_is_saved_again_and_never_overwritten_unasked(tmp_path, capsys):
+    path, out = tmp_path / "old.npz", tmp_path / "out.npz"
+    np.savez(path, **{f"tower0/{name}:0": value for name, value in values(c4_model()).items()})
+    save_npz.main([str(path), str(out)])
+    assert capsys.readouterr().out.endswith(f" MB, 3 classes, without a config, as {path} carries none\n")
+    W.save_npz(path, values(c4_model(), seed=1))
+    with pytest.raises(ValueError, match=r"out\.npz exists already: give another name, or --overwrite"):
+        save_npz.main([str(path), str(out)])
+    assert same(W.read_weights(out), values(c4_model()))
+    save_npz.main([str(path), str(out), "--overwrite"])
+    assert same(W.read_weights(out), values(c4_model(), seed=1))
+
+
+@pytest.mark.parametrize("given, options, message", [
+    ({"rpn/conv0/W": (2,)}, ["--backbone-only"], r"in\.npz holds no backbone: give the model of a run"),
+    ({}, [], r"in\.npz holds no weights: give the model of a run"),
+])
+def test_nothing_to_save(tmp_path, given, options, message):
+    W.save_npz(tmp_path / "in.npz", values(given))
+    with pytest.raises(ValueError, match=message):
+        save_npz.main([str(tmp_path / "in.npz"), str(tmp_path / "out.npz"), *options])
+    assert not (tmp_path / "out.npz").exists()
+
+
+def test_damaged_input_is_one_line_of_the_command(run, tmp_path):
+    (run / "model-7.data-00000-of-00001").write_bytes(b"garbage")
+    command = [sys.executable, "tools/save_npz.py", str(run), str(tmp_path / "out.npz")]
+    done = subprocess.run(command, cwd=Path(save_npz.__file__).parent.parent, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert f"error: checkpoint {run / 'model-7'} is damaged or incomplete" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out.npz").exists()

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 
 from FasterRCNN.engine.weights import restore
 from FasterRCNN.modeling.build import build_detector
+from FasterRCNN.ops.layers import MOVING_AVERAGES
 from tools.compare_reference import reference_value
 
 NUM_CLASSES = 3
@@ -137,14 +138,16 @@ def restore_reference_values(running, graph):
 class TinyModel:
     """The losses and detections of one configuration at one batch size, in a graph and session of its own.
 
-    Variables hold `reference_value`s. `gradients` are those of the summed losses. `replace` exchanges parts of the
-    detector before it is built.
+    Variables hold `reference_value`s. `gradients` are those of the summed losses, `moving_averages` what a training
+    step makes of variables. `replace` exchanges parts of the detector before it is built, `options` are of
+    `build_detector`, for training.
     """
 
-    def __init__(self, changes=(), *, batch=1, with_gradients=False, replace=None):
+    def __init__(self, changes=(), *, batch=1, with_gradients=False, replace=None, **options):
         self.cfg, self.graph = tiny_config(changes), tf.Graph()
         with self.graph.as_default():
-            self.detector = dataclasses.replace(build_detector(self.cfg), **(replace or {}))
+            training, self.detector = (dataclasses.replace(detector, **(replace or {})) for detector in (
+                build_detector(self.cfg, is_training=True, **options), build_detector(self.cfg)))
             self.inputs = {
                 "image": tf.placeholder(tf.uint8, [batch, None, None, 3]),
                 "image_size": tf.placeholder(tf.int32, [batch, 2]),
@@ -155,8 +158,9 @@ class TinyModel:
             if self.cfg.MODE_MASK:
                 self.inputs["gt_masks"] = tf.placeholder(tf.uint8, [batch, None, 112, 14])
             with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-                self.losses, self.metrics = self.detector.losses(**self.inputs)
+                self.losses, self.metrics = training.losses(**self.inputs)
                 self.detections = self.detector.detect(self.inputs["image"], self.inputs["image_size"])
+            self.moving_averages = {v.op.name: value for v, value in tf.get_collection(MOVING_AVERAGES)}
             self.total = tf.add_n(list(self.losses.values()))
             self.variables, self.trainable = tf.global_variables(), tf.trainable_variables()
             if with_gradients:

@@ -8,6 +8,7 @@ A case holds the configuration, an image and what the reference computed from we
 name and shape (`reference_value`). Prints the greatest difference of every tensor; exit status 0 only within tolerance.
 """
 import argparse
+import re
 import sys
 import zipfile
 import zlib
@@ -124,7 +125,6 @@ def compare_inference(case):
     """Run a case's image and compare every tensor; returns the Comparison."""
     import tensorflow.compat.v1 as tf
 
-    from FasterRCNN.modeling.box_head import decode_class_boxes
     from FasterRCNN.modeling.build import build_detector
 
     cfg = case_config(case, is_training=False)
@@ -135,9 +135,9 @@ def compare_inference(case):
         maps, levels, extent = detector.features(tf.constant(image), tf.constant(image_size))
         proposals = detector.propose(detector.rpn_head(levels, extent), tf.constant(image_size), training=False)
         given = tf.constant(case["proposal_boxes"][None, :len(case["all_boxes"])])
-        deltas, scores = detector.score_boxes(levels, extent, given, tf.fill(given.shape[:2], True))
-        all_boxes = decode_class_boxes(given, deltas, tf.constant(image_size), weights=detector.box_weights,
-                                       max_log_scale=float(np.log(cfg.PREPROC.MAX_SIZE / 16)))
+        boxes, deltas, scores = detector.score_boxes(
+            levels, extent, given, tf.fill(given.shape[:2], True), tf.constant(image_size))
+        all_boxes = detector.box_stages[-1].decode(boxes, deltas, tf.constant(image_size))
         final = detector.detect(tf.constant(image), tf.constant(image_size))
     names = {f"c{i}": x for i, x in enumerate(maps, start=2)}
     names.update({f"p{i}": x for i, x in enumerate(levels, start=2) if cfg.MODE_FPN})
@@ -151,6 +151,8 @@ def compare_inference(case):
     compare_maps(result, case, maps)
     compare_proposals(result, case, boxes[valid])
     result.at_most("scores of given proposals", np.abs(all_scores - case["all_scores"]).max(), 1e-3)
+    if all_boxes.shape[1] == 1:  # class-agnostic: the reference repeats the box for every class
+        all_boxes = np.repeat(all_boxes, case["all_boxes"].shape[1], axis=1)
     result.same("boxes of given proposals, shape", all_boxes.shape, case["all_boxes"].shape)
     if all_boxes.shape == case["all_boxes"].shape:
         result.at_most("boxes of given proposals, pixels", np.abs(all_boxes - case["all_boxes"]).max(), 0.1)
@@ -203,7 +205,7 @@ def compare_training(case, train_case):
 
     cfg = case_config(case, is_training=True)
     tf.disable_eager_execution()
-    detector = build_detector(cfg)
+    detector = build_detector(cfg, is_training=True)
     inputs, draw = training_inputs(train_case, detector.pad_multiple, cfg), tf.placeholder(tf.int32, [])
     if not cfg.MODE_MASK:
         del inputs["gt_masks"]
@@ -214,11 +216,25 @@ def compare_training(case, train_case):
     result.same("trainable variables", [v.op.name for v in tf.trainable_variables()],
                 [str(name) for name in case["trainable"]])
     reference = dict(zip((str(name) for name in case["names"]), case["draws"].T))
+    names = {name: reference_loss_name(name, list(reference)) for name in losses}
     with reference_session(tf) as session:
         draws = [session.run(losses, {draw: i}) for i in range(len(case["draws"]))]
     for name, values in ((name, np.array([d[name] for d in draws])) for name in losses):
-        compare_loss(result, name, values, reference[LOSS_NAMES[name]])
+        compare_loss(result, name, values, reference[names[name]])
     return result
+
+
+def reference_loss_name(name, given):
+    """Return which of the case's names stands for a loss of this program; ValueError when none or several could."""
+    if name in LOSS_NAMES:
+        found = [LOSS_NAMES[name]] if LOSS_NAMES[name] in given else []
+    else:  # box/stageN/loss_KIND of a cascade
+        stage, kind = re.fullmatch(r"box/stage(\d)/loss_(cls|box)", name).groups()
+        words = {"cls": ("label", "cls", "class"), "box": ("box",)}[kind]
+        found = [other for other in given if stage in re.findall(r"\d", other) and any(word in other for word in words)]
+    if len(found) != 1:
+        raise ValueError(f"the case's losses {', '.join(given)} hold {len(found)} that may be {name}: one is wanted")
+    return found[0]
 
 
 def compare_loss(result, name, ours, reference):

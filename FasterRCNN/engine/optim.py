@@ -105,30 +105,38 @@ class GuardedOptimizer(ProxyOptimizer):
 
     A step that is not finite leaves weights and momentum as they were, so that what stopped a run has not spoilt them.
     `losses_finite` gives a bool scalar; it is called when the gradients are applied, after all towers have been built.
+    `moving_averages` gives the variables that are no weights with their values after the step, set by the first call.
     `grad_norms` collects the global norm, before clipping, of each call (one per device in replicated training).
     """
 
     def __init__(
-        self, optimizer: tf.train.Optimizer, *, losses_finite: Callable[[], tf.Tensor], clip_norm: float = 0.0
+        self,
+        optimizer: tf.train.Optimizer,
+        *,
+        losses_finite: Callable[[], tf.Tensor],
+        moving_averages: Callable[[], Sequence[tuple[tf.Variable, tf.Tensor]]] = tuple,
+        clip_norm: float = 0.0,
     ):
         super().__init__(optimizer, name="GuardedOptimizer")
         self._losses_finite = losses_finite
+        self._moving_averages = moving_averages
         self._clip_norm = clip_norm
         self.grad_norms: list[tf.Tensor] = []
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
         grads, variables = zip(*grads_and_vars)
         norm = tf.global_norm(grads)
+        averages = [] if self.grad_norms else self._moving_averages()
         self.grad_norms.append(norm)
         if self._clip_norm:
             grads, _ = tf.clip_by_global_norm(grads, self._clip_norm, use_norm=norm)
         finite = tf.logical_and(self._losses_finite(), tf.is_finite(norm))
-        return tf.cond(
-            finite,
-            lambda: tf.group(self._opt.apply_gradients(list(zip(grads, variables)), global_step)),
-            tf.no_op,
-            name=name,
-        )
+
+        def step():
+            updates = [tf.assign(variable, value) for variable, value in averages]
+            return tf.group(self._opt.apply_gradients(list(zip(grads, variables)), global_step), *updates)
+
+        return tf.cond(finite, step, tf.no_op, name=name)
 
 
 def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:

@@ -36,6 +36,7 @@ from FasterRCNN.engine.callbacks import (
 from FasterRCNN.engine.optim import GuardedOptimizer, LrSchedule, weight_decay_loss
 from FasterRCNN.engine.weights import CONFIG_NAME, restore
 from FasterRCNN.imaging.augment import MASK_CELLS
+from FasterRCNN.ops.layers import MOVING_AVERAGES
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,7 @@ class DetectorModel(ModelDesc):
         self._clip_norm = clip_norm
         self.towers: list[TowerTensors] = []
         self.variables: dict[str, tf.Variable] = {}
+        self._moving_averages: list[tuple[tf.Variable, tf.Tensor]] = []
 
     def inputs(self):
         """The training inputs in the data flow's order (shapes in DESIGN's letters: B images, G ground-truth slots)."""
@@ -111,6 +113,7 @@ class DetectorModel(ModelDesc):
         context = get_current_tower_context()
         if context.is_main_training_tower:
             self.variables = {v.op.name: v for v in tf.global_variables() if v is not get_global_step_var()}
+            self._moving_averages = tf.get_collection(MOVING_AVERAGES)
         key = tf.GraphKeys.TRAINABLE_VARIABLES
         trainable = context.get_collection_in_tower(key) if context.has_own_variables else tf.get_collection(key)
         losses = {**losses, "wd": weight_decay_loss(trainable, self._weight_decay)}
@@ -125,7 +128,12 @@ class DetectorModel(ModelDesc):
         with tf.name_scope(None):
             self.learning_rate = tf.placeholder(tf.float32, [], name="learning_rate")
         sgd = tf.train.MomentumOptimizer(self.learning_rate, self._momentum)
-        return GuardedOptimizer(sgd, losses_finite=self._losses_finite, clip_norm=self._clip_norm)
+        return GuardedOptimizer(
+            sgd,
+            losses_finite=self._losses_finite,
+            moving_averages=lambda: self._moving_averages,
+            clip_norm=self._clip_norm,
+        )
 
     def _losses_finite(self) -> tf.Tensor:
         return tf.reduce_all(tf.is_finite([loss for tower in self.towers for loss in tower.losses.values()]))

@@ -23,11 +23,12 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 import yaml
 
+from FasterRCNN.engine.architecture import is_backbone_only, is_backbone_variable, way_out
 from FasterRCNN.engine.run_folder import CONFIG_FILE
+from FasterRCNN.engine.zoo import plain_name, with_background_box
 
 CONFIG_NAME = "config_json"
 
-_BACKBONE = re.compile(r"(conv0|group\d+)/")
 _CLASS_LAYERS = re.compile(r"((fastrcnn|fastrcnn/outputs|cascade_rcnn_stage\d/outputs)/(class|box)|maskrcnn/conv)/[Wb]")
 _TRAINING_STATE = re.compile(r"(EMA|AccumGrad|tower[1-9]\d*)/|(global_step|learning_rate|beta[12]_power)$")
 _CHECKPOINT_PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
@@ -47,9 +48,10 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     location = _locate(path)
     read = _read_npz if location.suffix == ".npz" else _read_checkpoint
     arrays = read(location, wanted=lambda name: name != CONFIG_NAME)
-    arrays = {_plain_name(name): value for name, value in arrays.items() if np.issubdtype(value.dtype, np.floating)}
-    return {name: value.astype(np.float32, copy=False) for name, value in arrays.items()
-            if not _TRAINING_STATE.match(name) and os.path.dirname(name) not in arrays}
+    arrays = {plain_name(name): value for name, value in arrays.items() if np.issubdtype(value.dtype, np.floating)}
+    weights = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()
+               if not _TRAINING_STATE.match(name) and os.path.dirname(name) not in arrays}
+    return with_background_box(weights)
 
 
 def read_config(path: str | os.PathLike) -> dict | None:
@@ -136,10 +138,6 @@ def _read_yaml(path: Path) -> dict:
     return config
 
 
-def _plain_name(name: str) -> str:
-    return name.removeprefix("tower0/").removesuffix(":0")
-
-
 # --------------------------------------------------------------------------------------------------------- checking
 
 
@@ -214,8 +212,8 @@ def select_for_training(weights: Mapping[str, np.ndarray], variables: Mapping[st
     report = match_weights(weights, variables)
     misfit = WeightReport(
         matched=report.matched,
-        missing=tuple(filter(_BACKBONE.match, report.missing)),
-        unexpected=tuple(filter(_BACKBONE.match, report.unexpected)),
+        missing=tuple(filter(is_backbone_variable, report.missing)),
+        unexpected=tuple(filter(is_backbone_variable, report.unexpected)),
         mismatched={name: pair for name, pair in report.mismatched.items() if not _CLASS_LAYERS.fullmatch(name)},
     )
     if misfit.missing or misfit.mismatched or misfit.unexpected:
@@ -223,87 +221,13 @@ def select_for_training(weights: Mapping[str, np.ndarray], variables: Mapping[st
     return {name: weights[name] for name in report.matched}, report
 
 
-def is_backbone_only(weights: Mapping[str, np.ndarray]) -> bool:
-    """Whether a file has a backbone and no part of a detector."""
-    return any(map(_BACKBONE.match, weights)) and not any(name.startswith("rpn/") for name in weights)
-
-
-def suggest_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, object]:
-    """The config keys that a model with these variables was built with, as far as names and shapes tell them."""
-    if "conv0/W" not in shapes:
-        return {}
-    blocks = [{name.split("/")[1] for name in shapes if name.startswith(f"group{group}/")} for group in range(4)]
-    norm = "GN" if "conv0/gn/gamma" in shapes else "FreezeBN" if "conv0/bn/gamma" in shapes else "None"
-    keys = {"BACKBONE.NORM": norm, "BACKBONE.CHANNELS": shapes["conv0/W"][-1]}
-    if all(blocks):
-        keys["BACKBONE.RESNET_NUM_BLOCKS"] = [len(group) for group in blocks]
-    if "rpn/conv0/W" not in shapes:
-        return keys
-    keys["MODE_FPN"] = has_fpn = any(name.startswith("fpn/") for name in shapes)
-    keys["MODE_MASK"] = has_masks = any(name.startswith("maskrcnn/") for name in shapes)
-    widths = {"MRCNN.HEAD_DIM": "maskrcnn/deconv/b"}
-    if has_fpn:
-        is_cascade = "cascade_rcnn_stage1/outputs/class/b" in shapes
-        head = "cascade_rcnn_stage1/head" if is_cascade else "fastrcnn"
-        convs = f"4conv1fc{'_gn' if f'{head}/gn0/gamma' in shapes else ''}" if f"{head}/conv0/W" in shapes else "2fc"
-        keys |= {"FPN.CASCADE": is_cascade, "FPN.NORM": "GN" if "fpn/gn_c2/gamma" in shapes else "None",
-                 "FPN.FRCNN_HEAD_FUNC": f"fastrcnn_{convs}_head"}
-        if has_masks:
-            keys["FPN.MRCNN_HEAD_FUNC"] = f"maskrcnn_up4conv{'_gn' if 'maskrcnn/gn0/gamma' in shapes else ''}_head"
-        widths |= {"FPN.NUM_CHANNEL": "fpn/lateral_1x1_c2/W", "FPN.FRCNN_CONV_HEAD_DIM": f"{head}/conv0/W",
-                   "FPN.FRCNN_FC_HEAD_DIM": f"{head}/fc6/W" if convs == "2fc" else f"{head}/fc/W"}
-    else:
-        widths["RPN.HEAD_DIM"] = "rpn/conv0/W"
-    return keys | {key: shapes[name][-1] for key, name in widths.items() if name in shapes}
-
-
-def number_of_classes(shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    """K, background not counted, from the shape of the classifier; None when there is none."""
-    for name in ("fastrcnn/outputs/class/b", "fastrcnn/class/b", "cascade_rcnn_stage1/outputs/class/b"):
-        if name in shapes:
-            return shapes[name][0] - 1
-    return None
-
-
 def _refusal(weights: Mapping, variables: Mapping, misfit: WeightReport, config: Mapping | None, source: str) -> str:
     """The message for weights that do not fit: the way out first, then the variables by part."""
     if not misfit.matched and not misfit.mismatched:
         return (f"{source} has no variable of this model: it holds {', '.join(list(weights)[:3]) or 'none at all'}; "
                 f"wanted are tensorpack's names, such as {', '.join(list(variables)[:3])}")
-    way_out = _way_out(weights, variables, config)
-    return "\n  ".join([f"{source} does not fit the configured model: {way_out}", *misfit.problems()])
-
-
-def _way_out(weights: Mapping, variables: Mapping, config: Mapping | None) -> str:
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    current = _flatten(config or {})
-    keys = {key: value for key, value in suggest_config(shapes).items() if not _same(key, value, current.get(key))}
-    advice = []
-    if keys:
-        kind = "ImageNet" if is_backbone_only(weights) else "FPN" if suggest_config(shapes).get("MODE_FPN") else "C4"
-        advice.append(f"these are {kind} weights: add {' '.join(f'{key}={_literal(keys[key])}' for key in keys)}")
-    given, wanted = number_of_classes(shapes), number_of_classes(variables)
-    if given is not None and wanted is not None and given != wanted:
-        advice.append(f"they tell {given} classes apart, the model {wanted}: "
-                      "DATA.TRAIN and DATA.VAL must name data with the classes of the weights")
-    return "; ".join(advice) or "use the config that they were trained with"
-
-
-def _same(key: str, suggested: object, current: object) -> bool:
-    if key == "BACKBONE.NORM" and suggested == "FreezeBN":
-        return current in ("FreezeBN", "SyncBN")
-    return suggested == (list(current) if isinstance(current, tuple) else current)
-
-
-def _literal(value: object) -> str:
-    return str(value).replace(" ", "")
-
-
-def _flatten(config: Mapping, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in config.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
+    advice = way_out({name: value.shape for name, value in weights.items()}, variables, config)
+    return "\n  ".join([f"{source} does not fit the configured model: {advice}", *misfit.problems()])
 
 
 def _part(name: str) -> str:

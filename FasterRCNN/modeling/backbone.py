@@ -1,9 +1,10 @@
-"""ResNet (He et al. 2016) as Caffe2's and tensorpack's detectors use it.
+"""ResNet (He et al. 2016) and ResNeXt (Xie et al. 2017) as Caffe2's and tensorpack's detectors use them.
 
 Strides: conv0 and the pool bring 1/4, groups 1 to 3 halve it again. Map c2 is the output of group0 (stride 4), … c5 of
 group3 (stride 32).
 """
-from contextlib import nullcontext
+from contextlib import contextmanager
+from functools import partial
 
 import tensorflow.compat.v1 as tf
 
@@ -31,26 +32,28 @@ def stride_two_padding(total, tf_pad_mode):
 class ResNet:
     """A bottleneck ResNet that returns the maps it is asked for.
 
-    num_blocks: blocks of each of the four groups. norm: 'FreezeBN', 'GN' or 'None'. freeze_at: 0 trains all, 1 freezes
-    the stem, 2 also group0. freeze_affine: gamma and beta are not trained. channels: width of the stem.
+    num_blocks: blocks of each of the four groups. norm, frozen_norm: as conv2d's, of the layers that are trained and
+    of those that are not. freeze_at: 0 trains all, 1 freezes the stem, 2 also group0. freeze_affine: gamma and beta are
+    not trained. channels: width of the stem. num_groups, width_per_group: of the 3×3 convolutions; the width is that of
+    group0 and doubles in each next.
     """
 
-    def __init__(self, *, num_blocks, norm, freeze_at, freeze_affine, tf_pad_mode, stride_1x1, channels=64,
-                 crop_shortcut=False):
-        self._num_blocks, self._norm, self._freeze_at = num_blocks, norm, freeze_at
-        self._freeze_affine, self._tf_pad_mode = freeze_affine, tf_pad_mode
-        self._stride_1x1, self._channels, self._crop_shortcut = stride_1x1, channels, crop_shortcut
+    def __init__(self, *, num_blocks, norm, frozen_norm, freeze_at, freeze_affine, tf_pad_mode, stride_1x1, channels,
+                 num_groups, width_per_group, crop_shortcut):
+        self._num_blocks, self._norm, self._frozen_norm = num_blocks, norm, frozen_norm
+        self._freeze_at, self._freeze_affine = freeze_at, freeze_affine
+        self._tf_pad_mode, self._stride_1x1, self._crop_shortcut = tf_pad_mode, stride_1x1, crop_shortcut
+        self._channels, self._num_groups, self._width_per_group = channels, num_groups, width_per_group
 
     def __call__(self, image, extent, num_groups=4):
         """Return the maps c2.. of the first `num_groups` groups: B×H×W×3 -> list of B×h×w×C."""
-        with self._frozen_where_asked(stage=1):
-            x = self._stem(image, extent)
+        with self._stage(1) as conv:
+            x = self._stem(image, extent, conv)
         if self._freeze_at >= 1:
             x = tf.stop_gradient(x)
         maps = []
         for group in range(num_groups):
-            with self._frozen_where_asked(stage=2 + group):
-                x = self.group(x, group, lambda stride: extent.at(stride), stride=4 << max(group - 1, 0))
+            x = self._group(x, group, lambda stride: extent.at(stride), stride=4 << max(group - 1, 0))
             if self._freeze_at >= 2 + group:
                 x = tf.stop_gradient(x)
             maps.append(x)
@@ -59,57 +62,59 @@ class ResNet:
     def roi_group(self, x):
         """Run group3 on pooled RoIs, as the C4 head does: R×14×14×C -> R×7×7×2C."""
         # Boxes and, at inference, masks run through the same group.
-        with self._frozen_where_asked(stage=5), tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-            return self.group(x, 3, lambda stride: None, stride=16)
+        with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
+            return self._group(x, 3, lambda stride: None, stride=16)
 
-    def group(self, x, group, extent_at, *, stride):
-        """Run one group on a map of `stride` (pixels a cell); all but group0 halve the resolution."""
-        width = self._channels << group
-        with tf.variable_scope(f"group{group}"):
-            for block in range(self._num_blocks[group]):
-                halve = 2 if block == 0 and group > 0 else 1
-                with tf.variable_scope(f"block{block}"):
-                    x = self._bottleneck(x, width, halve, extent_at, stride)
-                stride *= halve
-        return x
-
-    def _frozen_where_asked(self, stage):
+    @contextmanager
+    def _stage(self, stage):
+        """Yield conv2d as a stage wants it, 1 the stem, 2.. the groups; what is frozen is made so."""
         if stage <= self._freeze_at:
-            return frozen_variables()
-        if self._freeze_affine:
-            return frozen_variables(lambda name: name.endswith(("/gamma", "/beta")))
-        return nullcontext()
+            with frozen_variables():
+                yield partial(conv2d, norm=self._frozen_norm)
+        elif self._freeze_affine:
+            with frozen_variables(lambda name: name.endswith(("/gamma", "/beta"))):
+                yield partial(conv2d, norm=self._norm)
+        else:
+            yield partial(conv2d, norm=self._norm)
 
-    def _conv(self, x, channels, kernel_size, scope, *, extent, **options):
-        return conv2d(x, channels, kernel_size, scope, norm=self._norm, extent=extent, **options)
-
-    def _stem(self, image, extent):
+    def _stem(self, image, extent, conv):
         pad = stride_two_padding(5, self._tf_pad_mode)
-        x = self._conv(image, self._channels, 7, "conv0", stride=2, padding=(pad, pad), activation=tf.nn.relu,
-                       extent=extent.at(2))
+        x = conv(image, self._channels, 7, "conv0", stride=2, padding=(pad, pad), activation=tf.nn.relu,
+                 extent=extent.at(2))
         pad = stride_two_padding(1, self._tf_pad_mode)
         x, padding = pad_input(extent.at(2).clear(x), (pad, pad))
         return tf.nn.max_pool2d(x, 3, 2, padding)
 
-    def _bottleneck(self, x, width, halve, extent_at, stride):
+    def _group(self, x, group, extent_at, *, stride):
+        """Run one group on a map of `stride` (pixels a cell); all but group0 halve the resolution."""
+        with self._stage(2 + group) as conv, tf.variable_scope(f"group{group}"):
+            for block in range(self._num_blocks[group]):
+                halve = 2 if block == 0 and group > 0 else 1
+                with tf.variable_scope(f"block{block}"):
+                    x = self._bottleneck(x, group, halve, extent_at, stride, conv)
+                stride *= halve
+        return x
+
+    def _bottleneck(self, x, group, halve, extent_at, stride, conv):
         """Return the residual block's output; `stride` is that of x, `halve` 1 or 2."""
+        width, channels = self._num_groups * self._width_per_group << group, 4 * self._channels << group
         before, after = extent_at(stride), extent_at(stride * halve)
         shortcut = x
-        if x.shape[-1] != 4 * width:
+        if x.shape[-1] != channels:
             source = x[:, :-1, :-1] if self._crop_shortcut and halve == 2 else x
-            shortcut = self._conv(source, 4 * width, 1, "convshortcut", stride=halve, padding="VALID", extent=after)
+            shortcut = conv(source, channels, 1, "convshortcut", stride=halve, padding="VALID", extent=after)
         if halve == 2 and self._stride_1x1:
-            x = self._conv(x[:, :-1, :-1], width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu,
-                           extent=after)
+            x = conv(x[:, :-1, :-1], width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu, extent=after)
             before, halve = after, 1
         else:
-            x = self._conv(x, width, 1, "conv1", activation=tf.nn.relu, extent=before)
+            x = conv(x, width, 1, "conv1", activation=tf.nn.relu, extent=before)
         if before is not None:
             x = before.clear(x)
+        conv_3x3 = partial(conv, groups=self._num_groups, activation=tf.nn.relu, extent=after)
         if halve == 2:
             pad = stride_two_padding(1, self._tf_pad_mode)
-            x = self._conv(x, width, 3, "conv2", stride=2, padding=(pad, pad), activation=tf.nn.relu, extent=after)
+            x = conv_3x3(x, width, 3, "conv2", stride=2, padding=(pad, pad))
         else:
-            x = self._conv(x, width, 3, "conv2", activation=tf.nn.relu, extent=after)
-        x = self._conv(x, 4 * width, 1, "conv3", gamma_initializer=tf.zeros_initializer(), extent=after)
+            x = conv_3x3(x, width, 3, "conv2")
+        x = conv(x, channels, 1, "conv3", gamma_initializer=tf.zeros_initializer(), extent=after)
         return tf.nn.relu(x + shortcut)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import tensorflow.compat.v1 as tf
 
-from ..ops.boxes import clip_boxes, decode_boxes, pairwise_iou
+from ..ops.boxes import pairwise_iou
 from ..ops.layers import conv2d, fully_connected, group_norm, normal
 from ..ops.nms import separate_by_label
 from ..ops.sampling import sample_foreground_background, uniform_rows
@@ -65,12 +65,9 @@ def sample_rois(proposals, gt_boxes, gt_labels, image_seeds, *, total, foregroun
 
     gt_boxes B×G×4, gt_labels int32 B×G (0 empty, −1 crowd). Foreground: IoU with some object ≥ `foreground_thresh`.
     """
-    is_object = gt_labels > 0
     boxes = tf.concat([proposals.boxes, gt_boxes], axis=1)
-    valid = tf.concat([proposals.valid, is_object], axis=1)
-    iou = pairwise_iou(boxes, gt_boxes) * tf.cast(is_object, tf.float32)[:, None, :]
-    best_iou, best_index = tf.reduce_max(iou, axis=2), tf.argmax(iou, axis=2, output_type=tf.int32)
-    is_foreground = best_iou >= foreground_thresh
+    valid = tf.concat([proposals.valid, gt_labels > 0], axis=1)
+    is_foreground, best_index = match_objects(boxes, gt_boxes, gt_labels, foreground_thresh)
     keys = uniform_rows(image_seeds + ROI_STREAM, tf.shape(boxes)[1])
     indices, foreground, chosen = sample_foreground_background(
         is_foreground & valid, ~is_foreground & valid, total, int(total * foreground_ratio), keys)
@@ -78,6 +75,12 @@ def sample_rois(proposals, gt_boxes, gt_labels, image_seeds, *, total, foregroun
     labels = tf.where(foreground, tf.gather(gt_labels, matched, batch_dims=1), tf.zeros_like(matched))
     sampled = tf.gather(boxes, indices, batch_dims=1)
     return RoISample(tf.stop_gradient(sampled), labels, matched, foreground, chosen)
+
+
+def match_objects(boxes, gt_boxes, gt_labels, foreground_thresh):
+    """Return (IoU with some object ≥ `foreground_thresh`, bool B×P; the best object, int32 B×P into G)."""
+    iou = pairwise_iou(boxes, gt_boxes) * tf.cast(gt_labels > 0, tf.float32)[:, None, :]
+    return tf.reduce_max(iou, axis=2) >= foreground_thresh, tf.argmax(iou, axis=2, output_type=tf.int32)
 
 
 def two_fc_head(x, *, fc_dim, **_):
@@ -104,14 +107,6 @@ def box_outputs(x, num_classes, *, class_agnostic=False):
     return logits, tf.reshape(deltas, [-1, groups, 4])
 
 
-def decode_class_boxes(boxes, deltas, image_size, *, weights, max_log_scale):
-    """Apply every class's deltas to the RoIs and clip: B×P×4, B×P×C×4, int32 B×2 -> B×P×C×4 pixels."""
-    decoded = decode_boxes(deltas / tf.constant(weights, tf.float32), boxes[:, :, None, :], max_log_scale)
-    shape = tf.shape(decoded)
-    clipped = clip_boxes(tf.reshape(decoded, [shape[0], -1, 4]), image_size)
-    return tf.reshape(clipped, shape)
-
-
 @dataclass(frozen=True)
 class FinalBoxes:
     """boxes float32 B×D×4 (pixels), scores float32 B×D by descending value, labels int32 B×D, count int32 B."""
@@ -122,12 +117,12 @@ class FinalBoxes:
     count: tf.Tensor
 
 
-def select_detections(boxes, deltas, scores, valid, image_size, *, weights, max_log_scale, score_thresh, nms_thresh,
-                      max_detections):
+def select_detections(boxes, deltas, scores, valid, image_size, *, decode, score_thresh, nms_thresh, max_detections):
     """Keep the best detections: class-wise suppression, then the best of all classes.
 
-    boxes B×P×4, deltas B×P×(K+1 or 1)×4, scores B×P×(K+1) (probabilities), valid bool B×P -> FinalBoxes. One greedy
-    pass in score order over boxes moved apart by class gives the same as a pass for each class.
+    boxes B×P×4, deltas B×P×(K+1 or 1)×4, scores B×P×(K+1) (probabilities), valid bool B×P -> FinalBoxes. decode: that
+    of the BoxStage which gave the deltas. One greedy pass in score order over boxes moved apart by class gives the same
+    as a pass for each class.
     """
     num_classes = scores.shape[-1] - 1
     class_agnostic = deltas.shape[2] == 1
@@ -139,8 +134,7 @@ def select_detections(boxes, deltas, scores, valid, image_size, *, weights, max_
         candidate_deltas = tf.gather_nd(roi_deltas, tf.stack([roi, tf.zeros_like(roi) if class_agnostic else label], 1))
         candidate_scores = tf.gather_nd(roi_scores, tf.stack([roi, label], axis=1))
         # Only candidates are decoded: of P·K pairs few pass the threshold.
-        decoded = decode_class_boxes(tf.gather(roi_boxes, roi)[None], candidate_deltas[None, :, None], size[None],
-                                     weights=weights, max_log_scale=max_log_scale)[0, :, 0]
+        decoded = decode(tf.gather(roi_boxes, roi)[None], candidate_deltas[None, :, None], size[None])[0, :, 0]
         label = tf.cast(label, tf.int32)
         apart = separate_by_label(decoded, label - 1, num_classes)
         keep = tf.image.non_max_suppression(apart, candidate_scores, max_detections, iou_threshold=nms_thresh)

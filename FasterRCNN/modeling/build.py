@@ -4,9 +4,11 @@ from functools import partial
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from ..ops.layers import sync_batch_norm
 from ..ops.roi_align import multilevel_roi_align, roi_align
 from .backbone import ResNet, normalize_image
 from .box_head import box_outputs, four_conv_one_fc_head, sample_rois, select_detections, two_fc_head
+from .cascade import BoxStage
 from .detector import Detector
 from .fpn import fpn
 from .mask_head import mask_head
@@ -23,12 +25,24 @@ MASK_HEADS = {
 }
 
 
-def build_detector(cfg):
-    """Return the Detector that a finalized configuration describes."""
-    parts = fpn_parts(cfg) if cfg.MODE_FPN else c4_parts(cfg)
+def on_one_device(x, name):
+    """Return x: the sum over a single device."""
+    return x
+
+
+def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
+    """Return the Detector that a finalized configuration describes.
+
+    is_training: whether `losses` will be called; it matters to synchronised batch normalisation alone, whose
+    sum_over_devices(vector, name) adds up a vector over the devices of a training step.
+    """
+    norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
+    backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
+    parts = fpn_parts(cfg, backbone) if cfg.MODE_FPN else c4_parts(cfg, backbone)
     max_log_scale = float(np.log(cfg.PREPROC.MAX_SIZE / 16.0))
     strides = parts.pop("strides")
     anchor_sizes = parts.pop("anchor_sizes")
+    stages = box_stages(cfg, parts.pop("box_network"), max_log_scale)
     return Detector(
         num_classes=cfg.DATA.NUM_CLASS,
         normalize=partial(normalize_image, mean=cfg.PREPROC.PIXEL_MEAN[::-1], std=cfg.PREPROC.PIXEL_STD[::-1]),
@@ -44,11 +58,10 @@ def build_detector(cfg):
         propose=proposal_function(cfg, max_log_scale),
         sample_rois=partial(sample_rois, total=cfg.FRCNN.BATCH_PER_IM, foreground_ratio=cfg.FRCNN.FG_RATIO,
                             foreground_thresh=cfg.FRCNN.FG_THRESH),
-        box_weights=tuple(cfg.FRCNN.BBOX_REG_WEIGHTS),
+        box_stages=stages,
         select_detections=partial(
-            select_detections, weights=tuple(cfg.FRCNN.BBOX_REG_WEIGHTS), max_log_scale=max_log_scale,
-            score_thresh=cfg.TEST.RESULT_SCORE_THRESH, nms_thresh=cfg.TEST.FRCNN_NMS_THRESH,
-            max_detections=cfg.TEST.RESULTS_PER_IM),
+            select_detections, decode=stages[-1].decode, score_thresh=cfg.TEST.RESULT_SCORE_THRESH,
+            nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM),
         **parts)
 
 
@@ -68,25 +81,42 @@ def proposal_function(cfg, max_log_scale):
     return proposals
 
 
-def resnet(cfg):
-    """Return the configured ResNet."""
+def resnet(cfg, norm):
+    """Return the configured ResNet; norm: as conv2d's, of the layers that are trained."""
+    backbone = cfg.BACKBONE
     return ResNet(
-        num_blocks=cfg.BACKBONE.RESNET_NUM_BLOCKS, norm=cfg.BACKBONE.NORM, freeze_at=cfg.BACKBONE.FREEZE_AT,
-        freeze_affine=cfg.BACKBONE.FREEZE_AFFINE, tf_pad_mode=cfg.BACKBONE.TF_PAD_MODE,
-        stride_1x1=cfg.BACKBONE.STRIDE_1X1, channels=cfg.BACKBONE.CHANNELS, crop_shortcut=not cfg.MODE_FPN)
+        num_blocks=backbone.RESNET_NUM_BLOCKS, norm=norm, frozen_norm="FreezeBN" if callable(norm) else norm,
+        freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, tf_pad_mode=backbone.TF_PAD_MODE,
+        stride_1x1=backbone.STRIDE_1X1, channels=backbone.CHANNELS, num_groups=backbone.NUM_GROUPS,
+        width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN)
 
 
-def fpn_parts(cfg):
+def box_stages(cfg, network, max_log_scale):
+    """Return the BoxStages: one of Fast R-CNN, or three of a cascade; network(R×h×w×C) -> R×C is that of a box head."""
+    if not cfg.FPN.CASCADE:
+        scopes = ("fastrcnn", "fastrcnn/outputs" if cfg.MODE_FPN else "fastrcnn")
+        return (BoxStage("box", scoped_box_head(cfg, network, *scopes), foreground_thresh=cfg.FRCNN.FG_THRESH,
+                         weights=tuple(cfg.FRCNN.BBOX_REG_WEIGHTS), max_log_scale=max_log_scale),)
+    return tuple(
+        BoxStage(f"box/stage{i}", scoped_box_head(cfg, network, f"cascade_rcnn_stage{i}/head",
+                                                  f"cascade_rcnn_stage{i}/outputs", class_agnostic=True),
+                 foreground_thresh=iou, weights=weights, max_log_scale=max_log_scale)
+        for i, (iou, weights) in enumerate(zip(cfg.CASCADE.IOUS, cfg.CASCADE.BBOX_REG_WEIGHTS), start=1))
+
+
+def scoped_box_head(cfg, network, network_scope, output_scope, class_agnostic=False):
+    """Return box_head(features) -> (logits, deltas), with its variables under the two scopes."""
+    def head(features):
+        with tf.variable_scope(network_scope):
+            features = network(features)
+        with tf.variable_scope(output_scope):
+            return box_outputs(features, cfg.DATA.NUM_CLASS, class_agnostic=class_agnostic)
+    return head
+
+
+def fpn_parts(cfg, backbone):
     """Return the parts of a detector that are particular to FPN."""
     strides = tuple(cfg.FPN.ANCHOR_STRIDES)
-    box_network = partial(BOX_HEADS[cfg.FPN.FRCNN_HEAD_FUNC], fc_dim=cfg.FPN.FRCNN_FC_HEAD_DIM,
-                          conv_dim=cfg.FPN.FRCNN_CONV_HEAD_DIM)
-
-    def box_head(features):
-        with tf.variable_scope("fastrcnn"):
-            features = box_network(features)
-            with tf.variable_scope("outputs"):
-                return box_outputs(features, cfg.DATA.NUM_CLASS)
 
     def pooler(size):
         def pool(levels, boxes, image_index, extent):
@@ -102,26 +132,22 @@ def fpn_parts(cfg):
         "pad_multiple": strides[3],
         "strides": strides,
         "anchor_sizes": [(size,) for size in cfg.RPN.ANCHOR_SIZES],
-        "backbone": resnet(cfg),
+        "backbone": backbone,
         "neck": partial(fpn, channels=cfg.FPN.NUM_CHANNEL, norm=cfg.FPN.NORM),
         "box_features": pooler(7),
-        "box_head": box_head,
+        "box_network": partial(BOX_HEADS[cfg.FPN.FRCNN_HEAD_FUNC], fc_dim=cfg.FPN.FRCNN_FC_HEAD_DIM,
+                               conv_dim=cfg.FPN.FRCNN_CONV_HEAD_DIM),
         **mask_parts,
     }
 
 
-def c4_parts(cfg):
+def c4_parts(cfg, backbone):
     """Return the parts of a detector that are particular to C4: group3 of the ResNet is the head of the RoIs."""
-    backbone = resnet(cfg)
     stride = cfg.RPN.ANCHOR_STRIDE
 
     def box_features(levels, boxes, image_index, extent):
         pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent=extent.at(stride))
         return backbone.roi_group(pooled)
-
-    def box_head(features):
-        with tf.variable_scope("fastrcnn"):
-            return box_outputs(tf.reduce_mean(features, axis=[1, 2]), cfg.DATA.NUM_CLASS)
 
     return {
         "pad_multiple": 1,
@@ -130,7 +156,7 @@ def c4_parts(cfg):
         "backbone": partial(backbone, num_groups=3),
         "neck": lambda maps, extent: [extent.at(stride).extend_edge(maps[-1])],
         "box_features": box_features,
-        "box_head": box_head,
+        "box_network": partial(tf.reduce_mean, axis=[1, 2]),
         "mask_head": scoped_mask_head(cfg, mask_head, num_convs=0) if cfg.MODE_MASK else None,
     }
 

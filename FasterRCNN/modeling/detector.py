@@ -1,4 +1,4 @@
-"""The detector: one class for C4 and FPN, with or without masks.
+"""The detector: one class for C4 and FPN, one box head or a cascade, with or without masks.
 
 Letters: B images, H×W pixels, A anchors of an image, G ground-truth slots, P proposals, S sampled RoI slots, R filled
 RoI slots of the batch, K classes without background, D detections, M mask side.
@@ -10,7 +10,8 @@ import tensorflow.compat.v1 as tf
 
 from ..ops.extent import BatchExtent
 from .box_head import FinalBoxes, compact, expand, image_indices, with_one_filled
-from .losses import box_head_losses, mask_loss, rpn_losses
+from .cascade import BoxStage, score_boxes, train_boxes
+from .losses import mask_loss, rpn_losses
 from .mask_head import mask_targets, masks_of_labels
 
 
@@ -23,7 +24,7 @@ class Detector:
     backbone(image, extent) -> maps; neck(maps, extent) -> levels that the heads read
     rpn_head(levels, extent) -> RPNOutput; sample_anchors(rpn, …) -> AnchorSample
     propose(rpn, image_size, training) -> Proposals; sample_rois(proposals, …) -> RoISample
-    box_features(levels, boxes, image_index, extent) -> R×h×w×C; box_head(R×h×w×C) -> (logits, deltas)
+    box_features(levels, boxes, image_index, extent) -> R×h×w×C, read by the head of each of box_stages
     select_detections(boxes, deltas, scores, valid, image_size) -> FinalBoxes
     mask_features like box_features, or None: masks are read from the box features
     mask_head(R×h×w×C) -> R×M×M×K, or None: boxes only
@@ -39,8 +40,7 @@ class Detector:
     propose: Callable
     sample_rois: Callable
     box_features: Callable
-    box_head: Callable
-    box_weights: tuple
+    box_stages: tuple[BoxStage, ...]
     select_detections: Callable
     rpn_batch_per_image: int
     mask_features: Callable | None = None
@@ -62,14 +62,13 @@ class Detector:
 
         proposals = self.propose(rpn, image_size, training=True)
         rois = self.sample_rois(proposals, gt_boxes, gt_labels, image_seeds)
-        filled = with_one_filled(rois.is_chosen)
-        features = self.box_features(levels, compact(rois.boxes, filled), image_indices(filled), extent)
-        logits, deltas = (expand(output, filled) for output in self.box_head(features))
-        losses["box/loss_cls"], losses["box/loss_box"] = box_head_losses(
-            logits, deltas, rois, gt_boxes, weights=self.box_weights)
-        metrics = training_metrics(anchors, rois, logits)
+        box_losses, metrics, features = train_boxes(
+            self.box_stages, self._pool(levels, extent), rois, image_size, gt_boxes, gt_labels)
+        losses.update(box_losses)
+        metrics["rpn/foreground"] = tf.reduce_mean(
+            tf.reduce_sum(tf.cast(anchors.is_foreground, tf.float32), axis=1))
         if self.mask_head:
-            losses["mask/loss"] = self._mask_loss(levels, extent, features, filled, rois, gt_boxes, gt_masks)
+            losses["mask/loss"] = self._mask_loss(levels, extent, features, rois, gt_boxes, gt_masks)
         return losses, metrics
 
     def detect(self, image, image_size):
@@ -80,8 +79,8 @@ class Detector:
         """
         _, levels, extent = self.features(image, image_size)
         proposals = self.propose(self.rpn_head(levels, extent), image_size, training=False)
-        deltas, scores = self.score_boxes(levels, extent, proposals.boxes, proposals.valid)
-        final = self.select_detections(proposals.boxes, deltas, scores, proposals.valid, image_size)
+        boxes, deltas, scores = self.score_boxes(levels, extent, proposals.boxes, proposals.valid, image_size)
+        final = self.select_detections(boxes, deltas, scores, proposals.valid, image_size)
         result = {"boxes": final.boxes, "scores": final.scores, "labels": final.labels, "num_detections": final.count}
         if self.mask_head:
             result["masks"] = self._detect_masks(levels, extent, final)
@@ -93,14 +92,15 @@ class Detector:
         maps = self.backbone(self.normalize(image, image_size), extent)
         return maps, self.neck(maps, extent), extent
 
-    def score_boxes(self, levels, extent, boxes, valid):
-        """Return (deltas B×P×(K+1 or 1)×4, class probabilities B×P×(K+1)) of boxes B×P×4 (pixels), valid bool B×P."""
-        filled = with_one_filled(valid)
-        features = self.box_features(levels, compact(boxes, filled), image_indices(filled), extent)
-        logits, deltas = self.box_head(features)
-        return expand(deltas, filled), expand(tf.nn.softmax(logits), filled)
+    def score_boxes(self, levels, extent, boxes, valid, image_size):
+        """Return what `cascade.score_boxes` makes of proposals: boxes B×P×4 (pixels), valid bool B×P."""
+        return score_boxes(self.box_stages, self._pool(levels, extent), boxes, valid, image_size)
 
-    def _mask_loss(self, levels, extent, box_features, box_filled, rois, gt_boxes, gt_masks):
+    def _pool(self, levels, extent):
+        return lambda boxes, filled: self.box_features(levels, compact(boxes, filled), image_indices(filled), extent)
+
+    def _mask_loss(self, levels, extent, box_features, rois, gt_boxes, gt_masks):
+        box_filled = with_one_filled(rois.is_chosen)
         filled = with_one_filled(rois.is_foreground, among=box_filled)
         boxes, image_index = compact(rois.boxes, filled), image_indices(filled)
         if self.mask_features:
@@ -120,16 +120,3 @@ class Detector:
         features = pool(levels, compact(final.boxes, filled), image_indices(filled), extent)
         logits = masks_of_labels(self.mask_head(features), compact(final.labels, filled))
         return expand(tf.sigmoid(logits), filled) * tf.cast(valid, tf.float32)[:, :, None, None]
-
-
-def training_metrics(anchors, rois, logits):
-    """Return what tells how training goes, a dict of scalars (means over the batch)."""
-    chosen = tf.cast(rois.is_chosen, tf.float32)
-    foreground = tf.cast(rois.is_foreground, tf.float32)
-    right = tf.cast(tf.equal(tf.argmax(logits, axis=2, output_type=tf.int32), rois.labels), tf.float32)
-    return {
-        "rpn/foreground": tf.reduce_mean(tf.reduce_sum(tf.cast(anchors.is_foreground, tf.float32), axis=1)),
-        "box/foreground": tf.reduce_mean(tf.reduce_sum(foreground, axis=1)),
-        "box/accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * chosen), tf.reduce_sum(chosen)),
-        "box/foreground_accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * foreground), tf.reduce_sum(foreground)),
-    }

@@ -6,8 +6,12 @@ from contextlib import contextmanager
 
 import tensorflow.compat.v1 as tf
 
+from .grouped_conv import grouped_conv2d
+
 NORM_EPSILON = 1e-5
 GROUPS = 32
+BATCH_NORM_MOMENTUM = 0.9  # of the moving averages; tensorpack's
+MOVING_AVERAGES = "moving_averages"  # collection of (variable, its value after the step)
 
 HE_NORMAL_FAN_OUT = tf.variance_scaling_initializer(2.0, mode="fan_out", distribution="untruncated_normal")
 FAN_IN = tf.variance_scaling_initializer(1.0, mode="fan_in")
@@ -30,16 +34,17 @@ def frozen_variables(select=lambda name: True):
         yield
 
 
-def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm="bias", activation=None,
+def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=1, norm="bias", activation=None,
            initializer=HE_NORMAL_FAN_OUT, gamma_initializer=None, extent=None):
     """Convolve, normalise and activate: N×h×w×C -> N×h'×w'×channels.
 
-    norm: 'FreezeBN', 'GN', 'bias' (no normalisation but a bias) or 'None' (neither). `padding` is 'SAME', 'VALID' or
-    ((top, bottom), (left, right)). `extent` (a LevelExtent) tells 'GN' which cells belong to each image.
+    norm: 'FreezeBN', 'GN', 'bias' (no normalisation but a bias), 'None' (neither), or a function of x,
+    gamma_initializer and extent. `padding` is 'SAME', 'VALID' or ((top, bottom), (left, right)). `extent` (a
+    LevelExtent) tells a normalisation which cells belong to each image.
     """
     x, padding = pad_input(x, padding)
     with tf.variable_scope(scope):
-        shape = [kernel_size, kernel_size, x.shape[-1], channels]
+        shape = [kernel_size, kernel_size, x.shape[-1] // groups, channels]
         kernel, bias = tf.get_variable("W", shape, initializer=initializer), None
         if norm == "FreezeBN":
             # On the kernel rather than on the output: less to compute and to remember in training, and for inference,
@@ -48,11 +53,13 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", norm="b
             kernel = kernel * scale
         elif norm == "bias":
             bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
-        x = tf.nn.conv2d(x, kernel, stride, padding)
+        x = grouped_conv2d(x, kernel, groups, stride=stride, padding=padding)
         if bias is not None:
             x = tf.nn.bias_add(x, bias)
         if norm == "GN":
             x = group_norm(x, "gn", gamma_initializer=gamma_initializer, extent=extent)
+        elif callable(norm):
+            x = norm(x, gamma_initializer=gamma_initializer, extent=extent)
         return activation(x) if activation else x
 
 
@@ -66,15 +73,42 @@ def pad_input(x, padding):
     return tf.pad(x, [[0, 0], padding[0], padding[1], [0, 0]]), "VALID"
 
 
-def frozen_batch_norm(channels, gamma_initializer=None):
-    """Return (scale, shift), each of C, of a batch normalisation that uses its stored statistics."""
+def batch_norm_variables(channels, gamma_initializer=None):
+    """Return (gamma, beta, mean, variance) of a batch normalisation, each of C; the last two are moving averages."""
     with tf.variable_scope("bn"):
         gamma = tf.get_variable("gamma", [channels], initializer=gamma_initializer or tf.ones_initializer())
         beta = tf.get_variable("beta", [channels], initializer=tf.zeros_initializer())
         mean = tf.get_variable("mean/EMA", [channels], initializer=tf.zeros_initializer(), trainable=False)
         variance = tf.get_variable("variance/EMA", [channels], initializer=tf.ones_initializer(), trainable=False)
+    return gamma, beta, mean, variance
+
+
+def frozen_batch_norm(channels, gamma_initializer=None):
+    """Return (scale, shift), each of C, of a batch normalisation that uses its stored statistics."""
+    gamma, beta, mean, variance = batch_norm_variables(channels, gamma_initializer)
     scale = gamma * tf.math.rsqrt(variance + NORM_EPSILON)
     return scale, beta - mean * scale
+
+
+def sync_batch_norm(x, *, sum_over_devices, gamma_initializer=None, extent=None):
+    """Normalise by the statistics of all images of a training step: N×h×w×C -> N×h×w×C (Peng et al. 2018, section 3.2).
+
+    sum_over_devices(vector, name) adds up a vector over the devices of the step, in both directions. With `extent`,
+    only each image's own cells count. What the moving averages become goes into the collection MOVING_AVERAGES.
+    """
+    channels = x.shape[-1]
+    gamma, beta, *averages = batch_norm_variables(channels, gamma_initializer)
+    own = extent.clear(x) if extent else x
+    cells = tf.reduce_sum(extent.num_cells()) if extent else tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
+    sums = [tf.reduce_sum(own, axis=[0, 1, 2]), tf.reduce_sum(tf.square(own), axis=[0, 1, 2]), cells[None]]
+    sums = sum_over_devices(tf.concat(sums, axis=0), gamma.op.name)
+    mean, mean_square = sums[:channels] / sums[-1], sums[channels:-1] / sums[-1]
+    variance = tf.maximum(mean_square - tf.square(mean), 0.0)
+    for average, value in zip(averages, (mean, variance)):
+        after = BATCH_NORM_MOMENTUM * average + (1 - BATCH_NORM_MOMENTUM) * tf.stop_gradient(value)
+        tf.add_to_collection(MOVING_AVERAGES, (average, after))
+    scale = gamma * tf.math.rsqrt(variance + NORM_EPSILON)
+    return x * scale + (beta - mean * scale)
 
 
 def deconv2d(x, channels, scope, *, activation=None):
