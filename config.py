@@ -63,6 +63,7 @@ NOT_NEGATIVE = Limit("at least 0", lambda x: x is None or x >= 0)
 ABOVE_ZERO = Limit("above 0", lambda x: x > 0)
 SHARE = Limit("above 0 and at most 1", lambda x: 0 < x <= 1)
 BELOW_ONE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
+PRECISIONS = one_of("fp32", "bf16", "fp16")
 NORMS = one_of("FreezeBN", "SyncBN", "GN", "None")
 BOX_HEADS = one_of("fastrcnn_2fc_head", "fastrcnn_4conv1fc_head", "fastrcnn_4conv1fc_gn_head")
 MASK_HEADS = one_of("maskrcnn_up4conv_head", "maskrcnn_up4conv_gn_head")
@@ -133,6 +134,8 @@ TABLE = (
     Key("TRAIN.MOMENTUM", 0.9, float, "momentum of SGD", BELOW_ONE),
     Key("TRAIN.WEIGHT_DECAY", 1e-4, float, "weight decay of every trained kernel", NOT_NEGATIVE),
     Key("TRAIN.GRADIENT_CLIP", 0.0, float, "largest global norm of the gradient; 0: not clipped", NOT_NEGATIVE),
+    Key("TRAIN.PRECISION", "fp32", str,
+        "of the network; losses, box deltas and weights stay fp32. fp16 scales the loss", PRECISIONS),
     Key("TRAIN.STEPS_PER_EPOCH", 500, int, "steps of an epoch, the unit of the periods below", AT_LEAST_ONE),
     Key("TRAIN.STARTING_EPOCH", 1, int, "first epoch", AT_LEAST_ONE),
     Key("TRAIN.EVAL_PERIOD", 50, int, "epochs between evaluations", AT_LEAST_ONE),
@@ -194,6 +197,7 @@ TABLE = (
     Key("CASCADE.BBOX_REG_WEIGHTS", CASCADE_WEIGHTS, list[list[float]], "weights of each stage's deltas"),
     # ---- prediction ----
     Key("TEST.IMS_PER_GPU", 1, int, "images per device and step", AT_LEAST_ONE),
+    Key("TEST.PRECISION", "fp32", str, "of the network; bf16 is fast on CPUs with AMX and on GPUs", PRECISIONS),
     Key("TEST.FRCNN_NMS_THRESH", 0.5, float, "IoU of the detections' class-wise non-maximum suppression", SHARE),
     Key("TEST.RESULT_SCORE_THRESH", 0.05, float, "detections of a lower score are dropped", BELOW_ONE),
     Key("TEST.RESULT_SCORE_THRESH_VIS", 0.5, float, "detections of a lower score are not drawn", BELOW_ONE),

@@ -57,6 +57,13 @@ VARIANTS = {
     "c4 of resnext with synchronised batch normalisation": {
         **C4, "BACKBONE.NUM_GROUPS": 2, "BACKBONE.NORM": "SyncBN", "BACKBONE.FREEZE_AFFINE": True,
     },
+    "bfloat16": {"TRAIN.PRECISION": "bf16", "TEST.PRECISION": "bf16", "TRAIN.IMS_PER_GPU": 2},
+    "float16, group normalisation": {
+        **GN_BACKBONE, "TRAIN.PRECISION": "fp16", "TEST.PRECISION": "fp16", "FPN.NORM": "GN", "FPN.NUM_CHANNEL": 32,
+    },
+    "c4 in bfloat16, synchronised batch normalisation": {
+        **C4, "BACKBONE.NORM": "SyncBN", "TRAIN.PRECISION": "bf16", "TEST.PRECISION": "bf16", "TRAIN.IMS_PER_GPU": 2,
+    },
     "c4": {
         **C4, "RPN.HEAD_DIM": 7, "RPN.ANCHOR_SIZES": [20], "RPN.ANCHOR_RATIOS": [1.0, 3.0],
         "RPN.POSITIVE_ANCHOR_THRESH": 0.5, "RPN.NEGATIVE_ANCHOR_THRESH": 0.1, "RPN.FG_RATIO": 1.0,

@@ -11,16 +11,16 @@ import tensorflow.compat.v1 as tf
 from ..ops.layers import conv2d, frozen_variables, pad_input
 
 
-def normalize_image(image, image_size, mean, std):
-    """Turn uint8 BGR pixels into network input, zero beyond each image: B×H×W×3 -> float32 B×H×W×3.
+def normalize_image(image, image_size, mean, std, dtype):
+    """Turn uint8 BGR pixels into network input, zero beyond each image: B×H×W×3 -> dtype B×H×W×3.
 
-    image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order.
+    image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order. dtype: what the network computes in.
     """
     x = (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) * tf.constant([1 / s for s in std], tf.float32)
     rows = tf.sequence_mask(image_size[:, 0], tf.shape(image)[1])
     columns = tf.sequence_mask(image_size[:, 1], tf.shape(image)[2])
     inside = tf.logical_and(rows[:, :, None], columns[:, None, :])[..., None]
-    return tf.where(tf.broadcast_to(inside, tf.shape(x)), x, tf.zeros_like(x))
+    return tf.cast(tf.where(tf.broadcast_to(inside, tf.shape(x)), x, tf.zeros_like(x)), dtype)
 
 
 def stride_two_padding(total, tf_pad_mode):
@@ -102,7 +102,8 @@ class ResNet:
         shortcut = x
         if x.shape[-1] != channels:
             source = x[:, :-1, :-1] if self._crop_shortcut and halve == 2 else x
-            shortcut = conv(source, channels, 1, "convshortcut", stride=halve, padding="VALID", extent=after)
+            # Of 1×1 kernels 'SAME' is 'VALID', and TensorFlow sees that the shapes of the sum are equal: it fuses them.
+            shortcut = conv(source, channels, 1, "convshortcut", stride=halve, padding="SAME", extent=after)
         if halve == 2 and self._stride_1x1:
             x = conv(x[:, :-1, :-1], width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu, extent=after)
             before, halve = after, 1

@@ -100,7 +100,8 @@ def four_conv_one_fc_head(x, *, conv_dim, fc_dim, norm=None):
 
 
 def box_outputs(x, num_classes, *, class_agnostic=False):
-    """Return (class logits R×(K+1), deltas R×(K+1)×4 or R×1×4): R×C features."""
+    """Return (class logits R×(K+1), deltas R×(K+1)×4 or R×1×4), float32: R×C features."""
+    x = tf.cast(x, tf.float32)
     logits = fully_connected(x, num_classes + 1, "class", initializer=normal(0.01))
     groups = 1 if class_agnostic else num_classes + 1
     deltas = fully_connected(x, 4 * groups, "box", initializer=normal(0.001))

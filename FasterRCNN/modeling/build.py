@@ -14,6 +14,7 @@ from .fpn import fpn
 from .mask_head import mask_head
 from .rpn import propose, rpn_head, sample_anchors
 
+DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
 BOX_HEADS = {
     "fastrcnn_2fc_head": two_fc_head,
     "fastrcnn_4conv1fc_head": four_conv_one_fc_head,
@@ -33,9 +34,11 @@ def on_one_device(x, name):
 def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
     """Return the Detector that a finalized configuration describes.
 
-    is_training: whether `losses` will be called; it matters to synchronised batch normalisation alone, whose
-    sum_over_devices(vector, name) adds up a vector over the devices of a training step.
+    is_training: whether `losses` will be called, not `detect`; the two may differ in precision, and synchronised batch
+    normalisation is frozen for prediction. Its sum_over_devices(vector, name) adds up a vector over the devices of a
+    training step.
     """
+    precision = cfg.TRAIN.PRECISION if is_training else cfg.TEST.PRECISION
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
     parts = fpn_parts(cfg, backbone) if cfg.MODE_FPN else c4_parts(cfg, backbone)
@@ -45,7 +48,8 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
     stages = box_stages(cfg, parts.pop("box_network"), max_log_scale)
     return Detector(
         num_classes=cfg.DATA.NUM_CLASS,
-        normalize=partial(normalize_image, mean=cfg.PREPROC.PIXEL_MEAN[::-1], std=cfg.PREPROC.PIXEL_STD[::-1]),
+        normalize=partial(normalize_image, mean=cfg.PREPROC.PIXEL_MEAN[::-1], std=cfg.PREPROC.PIXEL_STD[::-1],
+                          dtype=DTYPES[precision]),
         rpn_head=partial(rpn_head, strides=strides, anchor_sizes=anchor_sizes, anchor_ratios=cfg.RPN.ANCHOR_RATIOS,
                          channels=cfg.FPN.NUM_CHANNEL if cfg.MODE_FPN else cfg.RPN.HEAD_DIM),
         sample_anchors=partial(

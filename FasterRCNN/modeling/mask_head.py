@@ -6,15 +6,16 @@ from ..ops.roi_align import crop_bilinear
 
 
 def mask_head(x, num_classes, *, num_convs, channels, norm=None):
-    """Return mask logits, one map for each class: R×h×w×C -> R×2h×2w×K."""
-    side = 2 * x.shape[1]
+    """Return mask logits, one map for each class: R×h×w×C -> float32 R×2h×2w×K."""
+    side = x.shape[1]
     for i in range(num_convs):
         x = conv2d(x, channels, 3, f"fcn{i}", activation=tf.nn.relu)
         if norm == "GN":
             x = group_norm(x, f"gn{i}")
     x = deconv2d(x, channels, "deconv", activation=tf.nn.relu)
-    x = conv2d(x, num_classes, 1, "conv", initializer=normal(0.001))
-    return tf.ensure_shape(x, [None, side, side, num_classes])
+    x = conv2d(tf.reshape(x, [-1, side, 4 * side, channels]), num_classes, 1, "conv", initializer=normal(0.001))
+    x = tf.nn.depth_to_space(tf.reshape(tf.cast(x, tf.float32), [-1, side, side, 4 * num_classes]), 2)
+    return tf.ensure_shape(x, [None, 2 * side, 2 * side, num_classes])
 
 
 def masks_of_labels(logits, labels):

@@ -1,6 +1,7 @@
 """Every layer that owns variables, under the names of tensorpack's checkpoints.
 
-Feature maps are N×h×w×C (channels last); kernels are kh×kw×C_in×C_out.
+Feature maps are N×h×w×C (channels last); kernels are kh×kw×C_in×C_out. Variables and statistics are float32; a layer
+computes in the type of its input, float32, bfloat16 or float16.
 """
 from contextlib import contextmanager
 
@@ -53,14 +54,19 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=
             kernel = kernel * scale
         elif norm == "bias":
             bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
-        x = grouped_conv2d(x, kernel, groups, stride=stride, padding=padding)
+        x = grouped_conv2d(x, tf.cast(kernel, x.dtype), groups, stride=stride, padding=padding)
         if bias is not None:
-            x = tf.nn.bias_add(x, bias)
+            x = add_bias(x, bias)
         if norm == "GN":
             x = group_norm(x, "gn", gamma_initializer=gamma_initializer, extent=extent)
         elif callable(norm):
             x = norm(x, gamma_initializer=gamma_initializer, extent=extent)
         return activation(x) if activation else x
+
+
+def add_bias(x, bias):
+    """Return x + bias in the type of x: …×C, float32 C -> …×C."""
+    return tf.nn.bias_add(x, tf.cast(bias, x.dtype))
 
 
 def pad_input(x, padding):
@@ -98,7 +104,7 @@ def sync_batch_norm(x, *, sum_over_devices, gamma_initializer=None, extent=None)
     """
     channels = x.shape[-1]
     gamma, beta, *averages = batch_norm_variables(channels, gamma_initializer)
-    own = extent.clear(x) if extent else x
+    own = tf.cast(extent.clear(x) if extent else x, tf.float32)
     cells = tf.reduce_sum(extent.num_cells()) if extent else tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
     sums = [tf.reduce_sum(own, axis=[0, 1, 2]), tf.reduce_sum(tf.square(own), axis=[0, 1, 2]), cells[None]]
     sums = sum_over_devices(tf.concat(sums, axis=0), gamma.op.name)
@@ -108,18 +114,23 @@ def sync_batch_norm(x, *, sum_over_devices, gamma_initializer=None, extent=None)
         after = BATCH_NORM_MOMENTUM * average + (1 - BATCH_NORM_MOMENTUM) * tf.stop_gradient(value)
         tf.add_to_collection(MOVING_AVERAGES, (average, after))
     scale = gamma * tf.math.rsqrt(variance + NORM_EPSILON)
-    return x * scale + (beta - mean * scale)
+    return x * tf.cast(scale, x.dtype) + tf.cast(beta - mean * scale, x.dtype)
 
 
 def deconv2d(x, channels, scope, *, activation=None):
-    """Double the resolution with a 2×2 transposed convolution: N×h×w×C -> N×2h×2w×channels."""
+    """Double the resolution with a 2×2 transposed convolution of stride 2: N×h×w×C -> N×h×w×4×channels.
+
+    The four are the cells (0, 0), (0, 1), (1, 0), (1, 1) that a cell becomes. `depth_to_space` puts them into place;
+    what works on each cell alone is better done before.
+    """
     with tf.variable_scope(scope):
         kernel = tf.get_variable("W", [2, 2, channels, x.shape[-1]], initializer=HE_NORMAL_FAN_OUT)
         bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
-        n, h, w = tf.unstack(tf.shape(x)[:3])
-        x = tf.nn.conv2d_transpose(x, kernel, tf.stack([n, 2 * h, 2 * w, channels]), 2, "VALID")
-        x = tf.nn.bias_add(x, bias)
-        return activation(x) if activation else x
+        # The windows do not overlap: a convolution with a kernel of one cell, to which TensorFlow fuses what follows.
+        kernel = tf.reshape(tf.transpose(kernel, [3, 0, 1, 2]), [1, 1, x.shape[-1], 4 * channels])
+        x = add_bias(tf.nn.conv2d(x, tf.cast(kernel, x.dtype), 1, "VALID"), tf.tile(bias, [4]))
+        x = activation(x) if activation else x
+        return tf.reshape(x, [-1, *x.shape[1:3], 4, channels])
 
 
 def fully_connected(x, channels, scope, *, activation=None, initializer=FAN_IN):
@@ -136,7 +147,7 @@ def fully_connected(x, channels, scope, *, activation=None, initializer=FAN_IN):
             # Reordering the weights instead of the features costs nothing once they are constants.
             weights = tf.reshape(tf.transpose(tf.reshape(weights, [c, h, w, channels]), [1, 2, 0, 3]), [size, channels])
             x = tf.reshape(x, [-1, size])
-        x = tf.nn.bias_add(tf.matmul(x, weights), bias)
+        x = add_bias(tf.matmul(x, tf.cast(weights, x.dtype)), bias)
         return activation(x) if activation else x
 
 
@@ -154,6 +165,7 @@ def group_norm(x, scope, *, groups=GROUPS, gamma_initializer=None, extent=None):
         own, cells = x, tf.fill([shape[0]], tf.cast(shape[1] * shape[2], tf.float32))
     else:
         own, cells = extent.clear(x), extent.num_cells()
+    own = tf.cast(own, tf.float32)
     values = cells[:, None] * (channels // groups)
 
     def per_group(channel_sums):
@@ -164,4 +176,4 @@ def group_norm(x, scope, *, groups=GROUPS, gamma_initializer=None, extent=None):
     inverse = tf.math.rsqrt(tf.maximum(variance, 0.0) + NORM_EPSILON)
     scale = tf.repeat(inverse, channels // groups, axis=1) * gamma
     shift = beta - tf.repeat(mean, channels // groups, axis=1) * scale
-    return x * scale[:, None, None, :] + shift[:, None, None, :]
+    return x * tf.cast(scale[:, None, None, :], x.dtype) + tf.cast(shift[:, None, None, :], x.dtype)

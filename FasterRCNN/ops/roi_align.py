@@ -23,6 +23,12 @@ def crop_bilinear(maps, boxes, map_index, size):
                                     box_indices=map_index, crop_size=[size, size])
 
 
+def repeat_edge(x):
+    """Repeat the first and last row and column: N×h×w×C -> N×(h+2)×(w+2)×C. Faster than a symmetric `tf.pad`."""
+    x = tf.concat([x[:, :, :1], x, x[:, :, -1:]], axis=2)
+    return tf.concat([x[:, :1], x, x[:, -1:]], axis=1)
+
+
 def roi_align(feature, boxes, image_index, size, stride, extent=None):
     """Pool boxes (pixels) from one map: B×h×w×C, R×4, int32 R -> R×size×size×C.
 
@@ -30,11 +36,12 @@ def roi_align(feature, boxes, image_index, size, stride, extent=None):
     samples beyond that are zero. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then
     repeat their edge.
     """
-    padded = tf.pad(feature, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")
+    # TensorFlow samples into float32, and not from bfloat16.
+    padded = tf.cast(repeat_edge(feature), tf.float32)
     samples = crop_bilinear(padded, boxes / stride + 1.0, image_index, 2 * size)
     if extent is not None:
         samples = extent.clear_samples(samples, boxes / stride, image_index)
-    return tf.nn.avg_pool2d(samples, 2, 2, "VALID")
+    return tf.cast(tf.nn.avg_pool2d(samples, 2, 2, "VALID"), feature.dtype)
 
 
 def fpn_level(boxes, num_levels):
