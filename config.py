@@ -116,7 +116,7 @@ TABLE = (
     Key("BACKBONE.FREEZE_AFFINE", False, bool, "do not train the normalisation's gamma and beta"),
     Key("BACKBONE.FREEZE_AT", 2, int, "not trained: 0 nothing, 1 the stem, 2 the stem and group0", one_of(0, 1, 2)),
     Key("BACKBONE.TF_PAD_MODE", False, bool,
-        "strided layers pad more at bottom/right, as TensorFlow's SAME; False: top/left, as caffe2 ('AlignPadding')"),
+        "strided layers pad more at bottom/right ('Pad' weights); False: top/left ('AlignPadding')"),
     Key("BACKBONE.STRIDE_1X1", False, bool,
         "stride in a block's first 1x1 convolution (MSRA/caffe2 weights), not the 3x3"),
     # ---- training ----

@@ -273,7 +273,7 @@ def test_squeeze_and_excitation_is_refused():
 
 @pytest.mark.parametrize("name, trained_with", [
     ("ImageNet-R50-AlignPadding.npz", False), ("ImageNet-R101-GroupNorm32-AlignPadding.npz", False),
-    ("ImageNet-ResNet50.npz", True), ("ImageNet-ResNet101.npz", True)])
+    ("ImageNet-R50-Pad.npz", True), ("ImageNet-ResNet50.npz", True), ("ImageNet-ResNet101.npz", True)])
 def test_padding_that_contradicts_the_name(name, trained_with, tmp_path):
     assert padding_notice(tmp_path / name, trained_with) is None
     assert padding_notice(f"AlignPadding/{name}", not trained_with) == (
@@ -282,7 +282,7 @@ def test_padding_that_contradicts_the_name(name, trained_with, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model-90000", "COCO-MaskRCNN-R50FPN2x.npz", "my-ImageNet-ResNet50.npz", "",
-                                  "R50-Pad.npz", "ImageNet-R50-Pad.npz", "ImageNet-ResNeXt101-32x8d.npz"])
+                                  "R50-Pad.npz", "ImageNet-R50-Padua.npz", "ImageNet-ResNeXt101-32x8d.npz"])
 def test_names_that_tell_no_padding(name):
     assert padding_notice(name, True) is padding_notice(name, False) is None
 

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-# The zoo's backbones for detectors say so; those of its folder ResNet/ pad as TensorFlow does. The older name
-# ImageNet-R50-Pad.npz leaves it open.
-_TF_PAD_MODE = {r"AlignPadding": False, r"^ImageNet-ResNet\d+": True}
+# The first release's -Pad backbones and those of the zoo's folder ResNet/ pad as TensorFlow does.
+_TF_PAD_MODE = {r"AlignPadding": False, r"^ImageNet-R\d+-Pad\b": True, r"^ImageNet-ResNet\d+": True}
 
 
 def plain_name(name: str) -> str:
