@@ -12,18 +12,21 @@ STAMP := $(VENV)/installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint lock clean
+.PHONY: help setup horovod demo test lint lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [GPU=1] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA)
+
+horovod: setup  ## build Horovod for the TensorFlow in .venv (needs g++; GPU=1: NCCL, needs the CUDA toolkit)
+	$(VENV)/bin/python tools/build_horovod.py $(if $(filter 1,$(GPU)),--gpu)
 
 demo: setup  ## draw shapes, train on them, evaluate, predict (12 minutes on 2 cores)
 	$(VENV)/bin/python demo/shapes_demo.py --output-dir $(DEMO_DIR)
 
-test: lint  ## lint and tests
+test: lint horovod  ## lint and tests
 	$(VENV)/bin/python -m pytest tests
 
 lint: setup  ## ruff
