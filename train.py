@@ -225,6 +225,7 @@ def make_model(cfg: Config, *, num_gpus: int) -> DetectorModel:
         weight_decay=cfg.TRAIN.WEIGHT_DECAY,
         momentum=cfg.TRAIN.MOMENTUM,
         clip_norm=cfg.TRAIN.GRADIENT_CLIP,
+        scales_loss=cfg.TRAIN.PRECISION == "fp16",
     )
 
 

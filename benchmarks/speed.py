@@ -3,10 +3,12 @@
 
     python benchmarks/speed.py            # both
     python benchmarks/speed.py inference  # or: training
+    python benchmarks/speed.py --config TEST.PRECISION=bf16 TRAIN.PRECISION=bf16
+    python benchmarks/speed.py --config TEST.IMS_PER_GPU=4 TRAIN.IMS_PER_GPU=4
 
 Weights follow from the variables' names, so that there are 1,000 proposals and 100 detections as with a trained model.
-The speed of TensorFlow's own 3×3 convolution is measured before and after; the ratio of a time to (arithmetic / that
-speed) can be compared between machines.
+The speed of TensorFlow's own 3×3 convolution, of the same precision, is measured before and after; the ratio of a time
+to (arithmetic / that speed) can be compared between machines. Times are those of one image.
 """
 import argparse
 import sys
@@ -23,6 +25,7 @@ from tools.compare_reference import reference_session, reference_value  # noqa: 
 
 HEIGHT, WIDTH = 800, 1333
 NUM_OBJECTS = 8
+TYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 INFERENCE_GFLOP, TRAINING_GFLOP = 538, 1125  # of R50-FPN with masks at that size
 
 
@@ -37,26 +40,26 @@ def timed(run, repeats):
     return np.array(times)
 
 
-def convolution_speed():
-    """Return GFLOP/s of a 3×3 convolution of 256 channels on a 200×336 map (P2 of an 800×1344 image), float32."""
+def convolution_speed(dtype="float32"):
+    """Return GFLOP/s of a 3×3 convolution of 256 channels on a 200×336 map (P2 of an 800×1344 image)."""
     import tensorflow.compat.v1 as tf
 
     with tf.Graph().as_default(), tf.Session() as session:
-        image = tf.placeholder(tf.float32, [1, 200, 336, 256])
-        kernel = tf.placeholder(tf.float32, [3, 3, 256, 256])
+        image = tf.placeholder(dtype, [1, 200, 336, 256])
+        kernel = tf.placeholder(dtype, [3, 3, 256, 256])
         output = tf.nn.conv2d(image, kernel, 1, "SAME")
         run = session.make_callable(output.op, [image, kernel])
         random = np.random.default_rng(0)
-        values = [random.random(x.shape.as_list(), np.float32) for x in (image, kernel)]
+        values = [random.random(x.shape.as_list(), np.float32).astype(x.dtype.as_numpy_dtype) for x in (image, kernel)]
         seconds = timed(lambda: run(*values), 8).min()
     return 2 * 9 * 256 * 256 * 200 * 336 / seconds / 1e9
 
 
-def photo():
-    """Return a padded image, uint8 1×800×1344×3, and its size."""
-    image = np.zeros((1, HEIGHT, -(-WIDTH // 32) * 32, 3), np.uint8)
-    image[0, :, :WIDTH] = np.random.default_rng(0).integers(256, size=(HEIGHT, WIDTH, 3))
-    return image, np.array([[HEIGHT, WIDTH]], np.int32)
+def photos(batch):
+    """Return padded images, uint8 batch×800×1344×3, and their sizes."""
+    images = np.zeros((batch, HEIGHT, -(-WIDTH // 32) * 32, 3), np.uint8)
+    images[:, :, :WIDTH] = np.random.default_rng(0).integers(256, size=(batch, HEIGHT, WIDTH, 3))
+    return images, np.array([[HEIGHT, WIDTH]] * batch, np.int32)
 
 
 def benchmark_config(overrides, *, is_training):
@@ -69,39 +72,41 @@ def benchmark_config(overrides, *, is_training):
 
 
 def time_inference(overrides, repeats):
-    """Return (seconds of each run of the network, what it found)."""
+    """Return (seconds an image of each run of the network, what it found)."""
     import tensorflow.compat.v1 as tf
 
     from FasterRCNN.engine.predictor import build_constant_graph, session_config
     from FasterRCNN.modeling.build import build_detector
 
-    detector = build_detector(benchmark_config(overrides, is_training=False))
+    cfg = benchmark_config(overrides, is_training=False)
+    detector, batch = build_detector(cfg), cfg.TEST.IMS_PER_GPU
     with tf.Graph().as_default():
-        detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
+        detector.detect(tf.placeholder(tf.uint8, [batch, None, None, 3]), tf.placeholder(tf.int32, [batch, 2]))
         weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}
-    graph, inputs, outputs = build_constant_graph(detector, weights, batch_size=1)
+    graph, inputs, outputs = build_constant_graph(detector, weights, batch_size=1 if batch == 1 else None)
     with tf.Session(graph=graph, config=session_config()) as session:
         run = session.make_callable(outputs, inputs)
-        found = run(*photo())
-        return timed(lambda: run(*photo()), repeats), f"{int(found['num_detections'][0])} detections"
+        values = photos(batch)
+        found = run(*values)
+        return timed(lambda: run(*values), repeats) / batch, f"{batch} x {int(found['num_detections'][0])} detections"
 
 
 def time_training(overrides, repeats):
-    """Return (seconds of each training step, what was trained)."""
+    """Return (seconds an image of each training step, what was trained)."""
     import tensorflow.compat.v1 as tf
 
     from FasterRCNN.engine.optim import weight_decay_loss
     from FasterRCNN.modeling.build import build_detector
 
     cfg = benchmark_config(overrides, is_training=True)
-    random = np.random.default_rng(0)
-    corners = random.uniform(0, [WIDTH - 300, HEIGHT - 300], (NUM_OBJECTS, 2))
-    boxes = np.concatenate([corners, corners + random.uniform(40, 300, (NUM_OBJECTS, 2))], axis=1)
-    image, image_size = photo()
-    values = {"image": image, "image_size": image_size, "gt_boxes": boxes[None].astype(np.float32),
-              "gt_labels": random.integers(1, 81, (1, NUM_OBJECTS)).astype(np.int32),
-              "gt_masks": np.full((1, NUM_OBJECTS, 112, 14), 255, np.uint8),
-              "image_seeds": np.zeros((1, 2), np.int32)}
+    batch, random = cfg.TRAIN.IMS_PER_GPU, np.random.default_rng(0)
+    corners = random.uniform(0, [WIDTH - 300, HEIGHT - 300], (batch, NUM_OBJECTS, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(40, 300, (batch, NUM_OBJECTS, 2))], axis=2)
+    image, image_size = photos(batch)
+    values = {"image": image, "image_size": image_size, "gt_boxes": boxes.astype(np.float32),
+              "gt_labels": random.integers(1, 81, (batch, NUM_OBJECTS)).astype(np.int32),
+              "gt_masks": np.full((batch, NUM_OBJECTS, 112, 14), 255, np.uint8),
+              "image_seeds": np.zeros((batch, 2), np.int32)}
     with tf.Graph().as_default():
         inputs = {name: tf.placeholder(value.dtype, value.shape) for name, value in values.items()}
         losses, _ = build_detector(cfg, is_training=True).losses(**inputs)
@@ -109,7 +114,7 @@ def time_training(overrides, repeats):
         step = tf.train.MomentumOptimizer(1e-6, cfg.TRAIN.MOMENTUM).minimize(tf.add_n(list(losses.values())))
         with reference_session(tf) as session:
             run = session.make_callable(step, list(inputs.values()))
-            return timed(lambda: run(*values.values()), repeats), f"{NUM_OBJECTS} objects"
+            return timed(lambda: run(*values.values()), repeats) / batch, f"{batch} x {NUM_OBJECTS} objects"
 
 
 def main():
@@ -121,18 +126,21 @@ def main():
     import tensorflow.compat.v1 as tf
 
     tf.disable_eager_execution()
-    benchmarks = {"inference": (time_inference, INFERENCE_GFLOP), "training": (time_training, TRAINING_GFLOP)}
+    cfg = benchmark_config(args.config, is_training=False)
+    benchmarks = {"inference": (time_inference, INFERENCE_GFLOP, cfg.TEST.PRECISION),
+                  "training": (time_training, TRAINING_GFLOP, cfg.TRAIN.PRECISION)}
     if unknown := set(args.what) - set(benchmarks):
         raise ValueError(f"nothing to time called {', '.join(unknown)}: choose of {', '.join(benchmarks)}")
     for name in args.what or benchmarks:
-        measure, gflop = benchmarks[name]
-        before = convolution_speed()
+        measure, gflop, precision = benchmarks[name]
+        dtypes = ["float32"] + [TYPES[precision]] * (precision != "fp32")
+        before = [convolution_speed(dtype) for dtype in dtypes]
         seconds, found = measure(args.config, args.repeats)
-        speed = max(before, convolution_speed())
-        limit = gflop / speed
-        print(f"{name}: best {seconds.min():.2f} s, median {np.median(seconds):.2f} s, {found}; "
-              f"3x3 convolution {speed:.0f} GFLOP/s: limit {limit:.2f} s, best / limit {seconds.min() / limit:.2f}",
-              flush=True)
+        speeds = [max(speed, convolution_speed(dtype)) for speed, dtype in zip(before, dtypes)]
+        ratios = ", ".join(f"{dtype} 3x3 convolution {speed:.0f} GFLOP/s: limit {gflop / speed:.2f} s, best / limit "
+                           f"{seconds.min() * speed / gflop:.2f}" for dtype, speed in zip(dtypes, speeds))
+        print(f"{name} in {precision}: best {seconds.min():.2f} s, median {np.median(seconds):.2f} s, {found}; "
+              f"{ratios}", flush=True)
     return 0
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from FasterRCNN.engine.optim import GuardedOptimizer, lr_schedule, recipe_boundaries, weight_decay_loss
+from FasterRCNN.engine.optim import GuardedOptimizer, LossScale, lr_schedule, recipe_boundaries, weight_decay_loss
 
 DEFAULTS = {"base_lr": 0.01, "warmup": 1000, "warmup_init_lr": 1e-5}
 
@@ -162,3 +162,39 @@ def test_moving_averages_follow_a_step_that_is_made(loss, expected):
             session.run(tf.global_variables_initializer())
             session.run(steps)
             assert session.run([average, other]) == [expected, 0.0]
+
+
+def test_the_loss_scale_halves_on_overflow_and_doubles_after_steady_steps(monkeypatch):
+    """In float16 a gradient of 16 overflows at a scale of 2^12, which is found by halving 2^15."""
+    monkeypatch.setattr(LossScale, "STEADY_STEPS", 3)
+    with tf.Graph().as_default(), tf.Session() as session:
+        weight = tf.get_variable("w", initializer=1.0)
+        loss = tf.cast(tf.cast(weight, tf.float16) * 16.0, tf.float32)
+        optimizer = GuardedOptimizer(
+            tf.train.GradientDescentOptimizer(0.01),
+            losses_finite=lambda: tf.is_finite(loss),
+            loss_scale=LossScale(),
+        )
+        step = optimizer.apply_gradients(optimizer.compute_gradients(loss, [weight]))
+        session.run(tf.global_variables_initializer())
+        scales, weights, norms = [], [], []
+        for _ in range(9):
+            _, scale, norm = session.run([step, optimizer.loss_scale_used, optimizer.grad_norms[0]])
+            scales.append(np.log2(scale))
+            norms.append(norm)
+            weights.append(session.run(weight))
+    assert scales == [15, 14, 13, 12, 11, 11, 11, 12, 11]
+    made = np.array([0, 0, 0, 0, 1, 1, 1, 0, 1])
+    np.testing.assert_allclose(weights, 1 - 0.16 * np.cumsum(made), rtol=1e-5)
+    assert np.array_equal(np.isfinite(norms), made == 1)
+    assert np.array(norms)[made == 1] == pytest.approx(16)
+
+
+def test_the_loss_scale_stays_at_1():
+    with tf.Graph().as_default(), tf.Session() as session:
+        scale, finite = LossScale(start=4.0), tf.placeholder(tf.bool, [])
+        update = scale.update(finite)
+        session.run(tf.global_variables_initializer())
+        for _ in range(5):
+            session.run(update, {finite: False})
+        assert session.run(scale.value) == 1

@@ -101,11 +101,15 @@ def train(
     checkpoint=1000,
     evaluation=1000,
     warmup=0,
+    scales_loss=False,
     **kwargs,
 ):
     logdir.mkdir(exist_ok=True)
+    detector = detector or TinyDetector()
     return train_detector(
-        DetectorModel(detector or TinyDetector(), ims_per_gpu=batch, with_masks=False, weight_decay=1e-3),
+        DetectorModel(
+            detector, ims_per_gpu=batch, with_masks=False, weight_decay=1e-3, scales_loss=scales_loss
+        ),
         seed=3,
         make_dataflow=make_dataflow,
         describe_images=lambda indices: ", ".join(f"image {100 + i} (train/{i}.jpg)" for i in indices),
@@ -341,3 +345,38 @@ def test_two_devices_make_the_step_of_one_with_twice_the_images(tmp_path):
     single, double = (metrics_of(tmp_path / name)[-1] for name in "12")
     assert double["total_loss"] == pytest.approx(single["total_loss"], rel=1e-4)
     assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-4)
+
+
+class OverflowingDetector(TinyDetector):
+    """Its gradients overflow where the loss is multiplied by more than 2^13."""
+
+    def losses(self, **inputs):
+        losses, metrics = super().losses(**inputs)
+
+        def backward(upstream):
+            return tf.where(upstream > 2.0**13, np.inf * tf.ones_like(upstream), upstream)
+
+        guarded = tf.custom_gradient(lambda x: (tf.identity(x), backward))
+        return {name: guarded(loss) for name, loss in losses.items()}, metrics
+
+
+def test_a_scaled_loss_trains_alike_after_the_steps_that_overflow(tmp_path):
+    """2^15 and 2^14 overflow: two steps are not made; those after them are those of a run without scale."""
+    start = start_from(0.1)
+    scaled = train(tmp_path / "a", 7, detector=OverflowingDetector(), scales_loss=True, start_weights=start)
+    plain = train(tmp_path / "b", 5, make_dataflow=lambda step: TinyData(step + 2), start_weights=start)
+    expected, actual = variables_of(plain.last_checkpoint), variables_of(scaled.last_checkpoint)
+    for name in ("conv0/W", "fc/W", "fc/b", "conv0/W/Momentum"):
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, err_msg=name)
+    assert actual["loss_scale/value"] == 2**13
+    assert read_weights(tmp_path / "a").keys() == read_weights(tmp_path / "b").keys()
+    lines = metrics_of(tmp_path / "a")
+    assert [line["steps_not_made"] for line in lines] == [1, 0, 0, 0]
+    resumed = train(tmp_path / "a", 9, detector=OverflowingDetector(), scales_loss=True, resume=True)
+    assert variables_of(resumed.last_checkpoint)["loss_scale/value"] == 2**13
+    assert metrics_of(tmp_path / "a")[-1]["steps_not_made"] == 0
+
+
+def test_gradients_that_are_never_finite_stop_a_scaled_run(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="not finite at step 16: the gradient"):
+        train(tmp_path, 30, detector=NanGradientDetector(), scales_loss=True)

@@ -68,7 +68,8 @@ class WatchLosses(Callback):
     """Fetches each step's losses, writes their means every `period` steps, and stops the run at one that is not finite.
 
     describe_images: names images (id and file) from their indices in the training set. before_stopping is called
-    before the run is stopped; the step with the bad loss has left the weights as they were.
+    before the run is stopped; the step with the bad loss has left the weights as they were. Gradients that overflow
+    under a `loss_scale` above 1 are no mistake: the step was not made, and the next has half the scale.
     """
 
     _chief_only = False
@@ -78,6 +79,7 @@ class WatchLosses(Callback):
         towers: Sequence[TowerTensors],
         *,
         grad_norms: Sequence[tf.Tensor],
+        loss_scale: tf.Tensor | None = None,
         data_waits: Sequence[tf.Tensor],
         schedule: LrSchedule,
         describe_images: Callable[[Sequence[int]], str],
@@ -86,6 +88,8 @@ class WatchLosses(Callback):
     ):
         self._before_stopping = before_stopping
         self._fetches = {"towers": list(towers), "grad_norms": list(grad_norms), "data_waits": list(data_waits)}
+        if loss_scale is not None:
+            self._fetches["loss_scale"] = loss_scale
         self._schedule = schedule
         self._describe_images = describe_images
         self._period = period
@@ -103,13 +107,17 @@ class WatchLosses(Callback):
     def _after_run(self, _, run_values):
         results = run_values.results
         towers = results["towers"]
-        self._check_finite(towers, results["grad_norms"])
+        norms, scale = results["grad_norms"], results.get("loss_scale", 1.0)
+        overflows = scale > 1 and not np.all(np.isfinite(norms))
+        self._check_finite(towers, [0.0] if overflows else norms)
         step_means = defaultdict(float)
         for tower in towers:
             for name, value in {**tower.losses, **tower.metrics}.items():
                 step_means[name] += float(value) / len(towers)
         self.total_loss = sum(step_means[name] for name in towers[0].losses)
-        step_means.update(total_loss=self.total_loss, gradient_norm=float(np.mean(results["grad_norms"])))
+        step_means.update(total_loss=self.total_loss, gradient_norm=0.0 if overflows else float(np.mean(norms)))
+        if "loss_scale" in results:
+            step_means.update(loss_scale=float(scale), steps_not_made=float(overflows))
         step_means["data_wait_seconds"] = float(np.max(results["data_waits"], initial=0.0))
         for name, value in step_means.items():
             self._sums[name] += value

@@ -100,12 +100,37 @@ def recipe_boundaries(schedule: str | Sequence[int]) -> list[int]:
     return steps
 
 
+class LossScale:
+    """A factor that keeps float16 gradients from vanishing (Micikevicius et al. 2018, section 3.2).
+
+    It is halved when a gradient overflows, a step that is then not made, and doubled after STEADY_STEPS without. Both
+    numbers are variables, so that a resumed run goes on with them.
+    """
+
+    STEADY_STEPS = 2000
+
+    def __init__(self, start: float = 2.0**15):
+        self.value = tf.get_variable("loss_scale/value", initializer=start, trainable=False)
+        self._steady = tf.get_variable("loss_scale/steady_steps", initializer=0, trainable=False)
+
+    def update(self, finite: tf.Tensor) -> tf.Operation:
+        """Adapt to a step whose gradients were all finite, or not."""
+        grows = tf.logical_and(finite, self._steady + 1 >= self.STEADY_STEPS)
+        # All are read before any is written: assignments made below see what the tensors above them read.
+        value = tf.where(finite, tf.where(grows, 2.0 * self.value, 1.0 * self.value), tf.maximum(self.value / 2, 1.0))
+        steady = tf.where(tf.logical_and(finite, ~grows), self._steady + 1, 0)
+        with tf.control_dependencies([value, steady]):
+            return tf.group(tf.assign(self.value, value), tf.assign(self._steady, steady))
+
+
 class GuardedOptimizer(ProxyOptimizer):
     """Clips gradients by their global norm, and makes a step only when its losses and gradients are finite.
 
     A step that is not finite leaves weights and momentum as they were, so that what stopped a run has not spoilt them.
     `losses_finite` gives a bool scalar; it is called when the gradients are applied, after all towers have been built.
     `moving_averages` gives the variables that are no weights with their values after the step, set by the first call.
+    `loss_scale` multiplies the loss that is differentiated and divides the gradients; `loss_scale_used` is its value
+    in the step.
     `grad_norms` collects the global norm, before clipping, of each call (one per device in replicated training).
     """
 
@@ -115,18 +140,29 @@ class GuardedOptimizer(ProxyOptimizer):
         *,
         losses_finite: Callable[[], tf.Tensor],
         moving_averages: Callable[[], Sequence[tuple[tf.Variable, tf.Tensor]]] = tuple,
+        loss_scale: LossScale | None = None,
         clip_norm: float = 0.0,
     ):
         super().__init__(optimizer, name="GuardedOptimizer")
         self._losses_finite = losses_finite
         self._moving_averages = moving_averages
+        self._loss_scale = loss_scale
+        self.loss_scale_used: tf.Tensor | None = None
         self._clip_norm = clip_norm
         self.grad_norms: list[tf.Tensor] = []
+
+    def compute_gradients(self, loss, *args, **kwargs):
+        if not self._loss_scale:
+            return self._opt.compute_gradients(loss, *args, **kwargs)
+        scale = self.loss_scale_used = 1.0 * self._loss_scale.value  # a copy: the variable changes within the step
+        scaled = self._opt.compute_gradients(loss * scale, *args, **kwargs)
+        return [(None if grad is None else grad / scale, variable) for grad, variable in scaled]
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
         grads, variables = zip(*grads_and_vars)
         norm = tf.global_norm(grads)
-        averages = [] if self.grad_norms else self._moving_averages()
+        is_first = not self.grad_norms
+        averages = self._moving_averages() if is_first else []
         self.grad_norms.append(norm)
         if self._clip_norm:
             grads, _ = tf.clip_by_global_norm(grads, self._clip_norm, use_norm=norm)
@@ -136,7 +172,9 @@ class GuardedOptimizer(ProxyOptimizer):
             updates = [tf.assign(variable, value) for variable, value in averages]
             return tf.group(self._opt.apply_gradients(list(zip(grads, variables)), global_step), *updates)
 
-        return tf.cond(finite, step, tf.no_op, name=name)
+        if not (is_first and self._loss_scale):
+            return tf.cond(finite, step, tf.no_op, name=name)
+        return tf.group(tf.cond(finite, step, tf.no_op), self._loss_scale.update(finite), name=name)
 
 
 def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:

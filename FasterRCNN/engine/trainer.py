@@ -33,7 +33,7 @@ from FasterRCNN.engine.callbacks import (
     TowerTensors,
     WatchLosses,
 )
-from FasterRCNN.engine.optim import GuardedOptimizer, LrSchedule, weight_decay_loss
+from FasterRCNN.engine.optim import GuardedOptimizer, LossScale, LrSchedule, weight_decay_loss
 from FasterRCNN.engine.weights import CONFIG_NAME, restore
 from FasterRCNN.imaging.augment import MASK_CELLS
 from FasterRCNN.ops.layers import MOVING_AVERAGES
@@ -66,7 +66,8 @@ class DetectorModel(ModelDesc):
     """A detector as tensorpack trains it: its losses, weight decay, and SGD with momentum.
 
     `towers` lists what each device computes, `variables` the detector's own variables by name; both are filled when the
-    graph is built. What is drawn at random for an image follows from its index and the seed of the step.
+    graph is built. What is drawn at random for an image follows from its index and the seed of the step. scales_loss:
+    for gradients in float16.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class DetectorModel(ModelDesc):
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
         clip_norm: float = 0.0,
+        scales_loss: bool = False,
     ):
         self._detector = detector
         self._ims_per_gpu = ims_per_gpu
@@ -85,6 +87,7 @@ class DetectorModel(ModelDesc):
         self._weight_decay = weight_decay
         self._momentum = momentum
         self._clip_norm = clip_norm
+        self._scales_loss = scales_loss
         self.towers: list[TowerTensors] = []
         self.variables: dict[str, tf.Variable] = {}
         self._moving_averages: list[tuple[tf.Variable, tf.Tensor]] = []
@@ -132,6 +135,7 @@ class DetectorModel(ModelDesc):
             sgd,
             losses_finite=self._losses_finite,
             moving_averages=lambda: self._moving_averages,
+            loss_scale=LossScale() if self._scales_loss else None,
             clip_norm=self._clip_norm,
         )
 
@@ -307,11 +311,12 @@ def train_detector(
         with tf.device("/cpu:0"):
             tf.get_variable(CONFIG_NAME, initializer=tf.constant(config_json), trainable=False)
 
-        total = schedule.total_steps
+        total, optimizer = schedule.total_steps, model.get_optimizer()
         checkpoints = Checkpoints(logdir, period=periods.checkpoint, total_steps=total, earlier=earlier)
         watch = WatchLosses(
             model.towers,
-            grad_norms=model.get_optimizer().grad_norms,
+            grad_norms=optimizer.grad_norms,
+            loss_scale=optimizer.loss_scale_used,
             data_waits=queue.waits,
             schedule=schedule,
             describe_images=describe_images,

@@ -30,7 +30,7 @@ from FasterRCNN.engine.zoo import plain_name, with_background_box
 CONFIG_NAME = "config_json"
 
 _CLASS_LAYERS = re.compile(r"((fastrcnn|fastrcnn/outputs|cascade_rcnn_stage\d/outputs)/(class|box)|maskrcnn/conv)/[Wb]")
-_TRAINING_STATE = re.compile(r"(EMA|AccumGrad|tower[1-9]\d*)/|(global_step|learning_rate|beta[12]_power)$")
+_TRAINING_STATE = re.compile(r"(EMA|AccumGrad|loss_scale|tower[1-9]\d*)/|(global_step|learning_rate|beta[12]_power)$")
 _CHECKPOINT_PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 _IMAGENET_CLASSIFIER = ("linear/W", "linear/b")
 _KINDS = "a tensorpack .npz file, a TensorFlow checkpoint (model-STEP) or a run folder"

@@ -1,0 +1,187 @@
+"""COCO's matching of detections with ground truth, and its precision and recall: pycocotools' COCOeval on arrays.
+
+pycocotools' compiled part gives the IoUs; what it does in Python loops over images, classes, areas and thresholds is
+done here for all areas and thresholds at once. The numbers are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pycocotools import mask as mask_utils
+
+__all__ = ["AREAS", "IOU_THRESHOLDS", "CocoMatcher"]
+
+IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+RECALL_POINTS = np.linspace(0, 1, 101)
+# Square pixels, both ends within. 1e10 is COCO's "any".
+AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+MISS, HIT, IGNORED = range(3)
+CHUNK = 2000  # detections
+
+
+class CocoMatcher:
+    """Matches detections with objects of their image and class, best score first, in chunks that do not need each other.
+
+    dataset: images (id, height, width), categories (id) and annotations as of a COCO file, each with image_id,
+    category_id, area, iscrowd, and bbox or segmentation (polygons or compressed RLE), which iou_type, "bbox" or "segm",
+    chooses between. results: of these images; those of other categories are left out. Of an image and class the
+    best `detection_limits[-1]` detections count.
+
+    Below, N counts the detections that count, T = 10 IoU thresholds, A = 4 areas, K categories by id, R = 101 recall
+    points, M detection limits.
+    """
+
+    def __init__(self, dataset: dict, results: Sequence[dict], iou_type: str, detection_limits: Sequence[int]):
+        self._detection_limits = detection_limits
+        self._num_categories = len(dataset["categories"])
+        images = _index(dataset["images"])
+        categories = _index(dataset["categories"])
+        results = [result for result in results if result["category_id"] in categories]
+        self._take_truth(dataset, images, categories, iou_type)
+        self._take_detections(results, images, categories, iou_type)
+
+    def _take_truth(self, dataset: dict, images: dict, categories: dict, iou_type: str) -> None:
+        annotations = dataset["annotations"]
+        pairs = _pairs(annotations, images, categories)
+        order = np.argsort(pairs, kind="stable")
+        annotations = [annotations[i] for i in order]
+        self._truth_pairs = pairs[order]
+        self._is_crowd = np.array([bool(entry["iscrowd"]) for entry in annotations], bool)
+        areas = np.array([entry["area"] for entry in annotations], np.float64)
+        self._is_ignored_truth = self._is_crowd[:, None] | _is_outside(areas)  # objects x A
+        if iou_type == "bbox":
+            self._truth = _boxes(annotations)
+        else:
+            sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
+            self._truth = [(entry["segmentation"], *sizes[entry["image_id"]]) for entry in annotations]
+
+    def _take_detections(self, results: list[dict], images: dict, categories: dict, iou_type: str) -> None:
+        pairs = _pairs(results, images, categories)
+        scores = np.array([result["score"] for result in results], np.float64)
+        order = np.lexsort([-scores, pairs])
+        ranks = _rank_in_run(pairs[order])
+        order, self._ranks = (values[ranks < self._detection_limits[-1]] for values in (order, ranks))
+        self._pairs, self._scores = pairs[order], scores[order]
+        results = [results[i] for i in order]
+        self._found = _boxes(results) if iou_type == "bbox" else [result["segmentation"] for result in results]
+        # No chunk ends between detections of one image and class.
+        ends = np.arange(CHUNK, len(order), CHUNK)
+        self._bounds = [0, *np.unique(np.searchsorted(self._pairs, self._pairs[ends])), len(order)]
+
+    @property
+    def num_detections(self) -> int:
+        """N: without those beyond the greatest limit or of other categories."""
+        return len(self._scores)
+
+    @property
+    def num_chunks(self) -> int:
+        """At least 1."""
+        return len(self._bounds) - 1
+
+    def match(self, chunk: int) -> list[np.ndarray]:
+        """What became of a chunk's detections: [uint8 n x A x T of MISS, HIT, IGNORED]; n = 0 behind the last chunk."""
+        start, stop = self._bounds[chunk : chunk + 2] if chunk < self.num_chunks else (0, 0)
+        found = self._found[start:stop]
+        is_boxes = isinstance(found, np.ndarray)
+        areas = found[:, 2] * found[:, 3] if is_boxes else mask_utils.area(found)
+        outcomes = np.where(_is_outside(np.asarray(areas, np.float64)), IGNORED, MISS).astype(np.uint8)
+        outcomes = np.repeat(outcomes[:, :, None], len(IOU_THRESHOLDS), axis=2)
+        pairs, firsts = np.unique(self._pairs[start:stop], return_index=True)
+        lasts = np.append(firsts[1:], stop - start)
+        truth_firsts, truth_lasts = (np.searchsorted(self._truth_pairs, pairs, side) for side in ("left", "right"))
+        for i in np.flatnonzero(truth_firsts < truth_lasts):
+            own, objects = slice(firsts[i], lasts[i]), slice(truth_firsts[i], truth_lasts[i])
+            truth, is_crowd = self._truth[objects], self._is_crowd[objects]
+            regions = truth if is_boxes else [_rle(*entry) for entry in truth]
+            ious = mask_utils.iou(found[own], regions, is_crowd)
+            _mark_matches(outcomes[own], ious, is_crowd, self._is_ignored_truth[objects].T)
+        return [outcomes]
+
+    def precision_recall(self, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Precision T x R x K x A at the greatest detection limit, and recall T x K x A x M; -1 where no object counts.
+
+        outcomes: those of all chunks, N x A x T.
+        """
+        shape = len(IOU_THRESHOLDS), self._num_categories, len(AREAS)
+        precision = np.full((shape[0], len(RECALL_POINTS), *shape[1:]), -1.0)
+        recall = np.full((*shape, len(self._detection_limits)), -1.0)
+        categories = self._pairs % self._num_categories if self._num_categories else self._pairs
+        order = np.lexsort([-self._scores, categories])
+        bounds = np.searchsorted(categories[order], np.arange(self._num_categories + 1))
+        for k in range(self._num_categories):
+            chosen = order[bounds[k] : bounds[k + 1]]
+            objects = ~self._is_ignored_truth[self._truth_pairs % self._num_categories == k]
+            for a, num_objects in enumerate(objects.sum(axis=0)):
+                if num_objects:
+                    area_outcomes = outcomes[chosen, a]
+                    precision[:, :, k, a] = _precision_at_recalls(area_outcomes, num_objects)
+                    for m, limit in enumerate(self._detection_limits):
+                        hits = area_outcomes[self._ranks[chosen] < limit] == HIT
+                        recall[:, k, a, m] = hits.sum(axis=0) / num_objects
+        return precision, recall
+
+
+def _index(entries: Sequence[dict]) -> dict:
+    """Id to its place among the sorted ids."""
+    return {entry_id: i for i, entry_id in enumerate(sorted(entry["id"] for entry in entries))}
+
+
+def _pairs(entries: Sequence[dict], images: dict, categories: dict) -> np.ndarray:
+    """One number for each entry's image and category: ordered by image, and by category % their count."""
+    count = len(categories)
+    pairs = [images[entry["image_id"]] * count + categories[entry["category_id"]] for entry in entries]
+    return np.array(pairs, np.int64)
+
+
+def _boxes(entries: Sequence[dict]) -> np.ndarray:
+    return np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
+
+
+def _rank_in_run(values: np.ndarray) -> np.ndarray:
+    """[5, 5, 7, 7, 7] -> [0, 1, 0, 1, 2]"""
+    return np.arange(len(values)) - np.searchsorted(values, values)
+
+
+def _is_outside(areas: np.ndarray) -> np.ndarray:
+    """N -> bool N x A"""
+    low, high = np.array(list(AREAS.values())).T
+    return (areas[:, None] < low) | (areas[:, None] > high)
+
+
+def _rle(segmentation: list | dict, height: int, width: int) -> dict:
+    if isinstance(segmentation, dict):
+        return segmentation
+    return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))
+
+
+def _mark_matches(outcomes: np.ndarray, ious: np.ndarray, is_crowd: np.ndarray, is_ignored: np.ndarray) -> None:
+    """Sets the outcomes, D x A x T, of detections that find an object. ious: D x G, is_crowd: G, is_ignored: A x G.
+
+    The detections, in order of score, choose among the objects that are free: one that counts before one to be ignored,
+    then the greater IoU, then the later in the file. Crowds stay free.
+    """
+    num_objects = ious.shape[1]
+    is_taken = np.zeros((*outcomes.shape[1:], num_objects), bool)  # A x T x G
+    preference = np.argsort(np.argsort(ious, axis=1, kind="stable"), axis=1)
+    for d in np.flatnonzero(ious.max(axis=1) >= IOU_THRESHOLDS[0]):
+        may_take = (ious[d] >= IOU_THRESHOLDS[:, None]) & ~is_taken
+        values = np.where(may_take, (preference[d] + num_objects * ~is_ignored)[:, None], -1)
+        a, t = np.nonzero(may_take.any(axis=2))
+        best = values[a, t].argmax(axis=1)
+        is_taken[a, t, best] = ~is_crowd[best]
+        outcomes[d, a, t] = np.where(is_ignored[a, best], IGNORED, HIT)
+
+
+def _precision_at_recalls(outcomes: np.ndarray, num_objects: int) -> np.ndarray:
+    """The best precision, T x R, at no less than each recall, 0 where that is not reached. outcomes: n x T by score."""
+    hits = np.cumsum(outcomes == HIT, axis=0)
+    precision = hits / (hits + np.cumsum(outcomes == MISS, axis=0) + np.spacing(1))
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    at_recalls = np.zeros((outcomes.shape[1], len(RECALL_POINTS)))
+    for t, recall in enumerate((hits / num_objects).T):
+        places = np.searchsorted(recall, RECALL_POINTS)
+        places = places[places < len(recall)]
+        at_recalls[t, : len(places)] = precision[places, t]
+    return at_recalls
