@@ -36,6 +36,7 @@ FPN_GN = {**GN_BACKBONE, "FPN.NORM": "GN", "FPN.NUM_CHANNEL": 32}
 MODELS = {
     "fpn": {},
     "fpn gn boxes": {**FPN_GN, "MODE_MASK": False},
+    "cascade of resnext": {"FPN.CASCADE": True, "BACKBONE.NUM_GROUPS": 4, "RPN.MIN_SIZE": 1.0},
     "c4": C4,
     "c4 gn boxes": {**C4, **GN_BACKBONE, "MODE_MASK": False, "BACKBONE.TF_PAD_MODE": True},
 }
@@ -123,7 +124,8 @@ FPN_GROUPS = ["conv0", "group0", "group1", "group2", "group3", "fpn", "rpn", "fa
 @pytest.mark.parametrize("changes, groups", [
     (FPN_GN, FPN_GROUPS),
     (C4, ["conv0", "group0", "group1", "group2", "group3", "rpn", "fastrcnn", "maskrcnn"]),
-], ids=["fpn gn", "c4"])
+    ({"BACKBONE.NORM": "SyncBN", "BACKBONE.NUM_GROUPS": 4}, FPN_GROUPS),
+], ids=["fpn gn", "c4", "resnext with synchronised normalisation"])
 def test_gradients_agree_with_differences(changes, groups):
     model = TinyModel(changes, with_gradients=True, replace={"propose": fixed_proposals})
     assert not [name for name, gradient in model.gradients.items() if gradient is None]
@@ -283,7 +285,10 @@ MASK_LAYERS = [*(f"maskrcnn/fcn{i}" for i in range(4)), "maskrcnn/deconv", "mask
      [*(f"fpn/gn_{level}" for level in ("c2", "c3", "c4", "c5", "p2", "p3", "p4", "p5")),
       *(f"fastrcnn/gn{i}" for i in range(4))]),
     (C4, "FreezeBN", ["fastrcnn/class", "fastrcnn/box", "maskrcnn/deconv", "maskrcnn/conv"], []),
-], ids=["fpn", "fpn gn heads", "c4"])
+    ({"FPN.CASCADE": True}, "FreezeBN",
+     [*FPN_LAYERS, *MASK_LAYERS, *(f"cascade_rcnn_stage{i}/{layer}" for i in (1, 2, 3)
+                                   for layer in ("head/fc6", "head/fc7", "outputs/class", "outputs/box"))], []),
+], ids=["fpn", "fpn gn heads", "c4", "cascade"])
 def test_variables_have_the_names_of_tensorpack_s_checkpoints(changes, norm, heads, also):
     model = TinyModel({**changes, "BACKBONE.RESNET_NUM_BLOCKS": [1, 1, 2, 1]})
     expected = expected_names(norm, heads) | {f"{layer}/{name}" for layer in also for name in ("gamma", "beta")}
