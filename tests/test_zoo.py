@@ -38,7 +38,7 @@ COCO_FILES = {
 RESNEXT_32X4D = {"BACKBONE.NUM_GROUPS": 32, "BACKBONE.WIDTH_PER_GROUP": 4}
 RESNEXT_32X8D = {"BACKBONE.NUM_GROUPS": 32, "BACKBONE.WIDTH_PER_GROUP": 8}
 IMAGENET_FILES = {
-    "ImageNet-R50-Pad.npz": (R50, {}),
+    "ImageNet-R50-Pad.npz": (R50, {"BACKBONE.TF_PAD_MODE": True}),
     "ImageNet-R50-AlignPadding.npz": (R50, {}),
     "ImageNet-R101-AlignPadding.npz": (R101, {}),
     "ImageNet-R50-GroupNorm32-AlignPadding.npz": (R50, GN),
