@@ -118,4 +118,5 @@ class ResNet:
         else:
             x = conv_3x3(x, width, 3, "conv2")
         x = conv(x, channels, 1, "conv3", gamma_initializer=tf.zeros_initializer(), extent=after)
-        return tf.nn.relu(x + shortcut)
+        # TensorFlow fuses this sum into the convolution; one by `+` only where it knows both shapes.
+        return tf.nn.relu(tf.add_n([x, shortcut]))

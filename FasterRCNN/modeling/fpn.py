@@ -15,7 +15,7 @@ def fpn(features, extent, *, channels, norm):
             x = conv2d(feature, channels, 1, f"lateral_1x1_c{level}", initializer=FAN_IN)
             x = normalized(x, f"gn_c{level}", 1 << level)
             if merged:
-                x += upsample_nearest(merged[0])
+                x = tf.add_n([x, upsample_nearest(merged[0])])
             merged.insert(0, x)
         levels = []
         for level, x in enumerate(merged, start=2):
