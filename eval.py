@@ -10,30 +10,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import logging
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from config import Config, add_config_arguments, default_config, finalize_configs, run_command
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from tabulate import tabulate
+from tqdm import tqdm
 
 from FasterRCNN.datasets.catalog import locate_dataset
 from FasterRCNN.datasets.coco import Oddities, finite_box, objects_by_image, read_categories, read_instances, read_json
+from FasterRCNN.engine.prefetch import StepsInOrder
+from FasterRCNN.evaluation import CocoMatcher, average_precisions, twelve_numbers
 from FasterRCNN.structures import Categories, Detections
 
 logger = logging.getLogger(__name__)
 
 TITLES = {"bbox": "box", "segm": "mask"}
 COCO_MAX_DETECTIONS = 100
+FEW_DETECTIONS = 20_000  # matched sooner than worker processes would start
 
 
 @dataclass
@@ -57,6 +61,30 @@ class Metrics:
     def overall(self) -> dict[str, dict[str, float | None]]:
         """The twelve numbers of boxes and, where they were scored, of masks."""
         return {kind: table for kind, table in (("bbox", self.bbox), ("segm", self.segm)) if table}
+
+
+class Stopwatch:
+    """Seconds of named parts, in the order of their first start."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time spent in the block to the part."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+    def table(self) -> str:
+        """A row for each part, and their sum."""
+        return tabulate([*self.seconds.items(), ("together", self.total())], ["part", "seconds"], floatfmt=".2f")
 
 
 def results_to_json(detections_by_image: Mapping[int | str, Detections], categories: Categories) -> list[dict]:
@@ -87,28 +115,37 @@ def evaluate_coco(
     categories: Categories | None = None,
     max_detections: int = COCO_MAX_DETECTIONS,
     absolute_coord: bool = True,
+    num_workers: int | None = None,
+    watch: Stopwatch | None = None,
 ) -> Metrics:
-    """Scores COCO results against an annotation file as COCO does, with pycocotools.
+    """Scores COCO results against an annotation file as COCO does: pycocotools' numbers.
 
     Objects are left out as `load_coco` leaves them out, with a warning. Crowd objects, and for masks objects without
     one, are regions to ignore. categories: those of the model; the file's must be among them. max_detections: the most
     detections of an image and class that count; never under COCO's 100. absolute_coord=False: the file's boxes and
-    polygons are fractions of the image's sides. Raises FileNotFoundError for a missing file; ValueError for malformed
-    files and results, results of images or categories which the file does not have, masks of another size, and
-    masks wanted where no result or no object has one.
+    polygons are fractions of the image's sides. num_workers: processes that share the work where there is much of it,
+    by default one for each core; the numbers do not depend on it. watch: told the time of each part. Raises
+    FileNotFoundError for a missing file; ValueError for malformed files and results, results of images or categories
+    which the file does not have, masks of another size, and masks wanted where no result or no object has one.
     """
-    content = read_instances(annotation_file)
-    names = _class_names(read_categories(content, annotation_file), annotation_file, categories)
-    dataset = _ground_truth(content, annotation_file, absolute_coord=absolute_coord, with_masks="segm" in iou_types)
-    _check_results(results, iou_types)
-    _check_ids(results, dataset, annotation_file, categories)
-    if "segm" in iou_types:
-        _check_masks(results, dataset)
+    num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
+    watch = watch or Stopwatch()
+    with watch.part("reading the annotations"):
+        content = read_instances(annotation_file)
+        names = _class_names(read_categories(content, annotation_file), annotation_file, categories)
+        dataset = _ground_truth(content, annotation_file, absolute_coord=absolute_coord, with_masks="segm" in iou_types)
+    with watch.part("checking the results"):
+        _check_results(results, iou_types)
+        _check_ids(results, dataset, annotation_file, categories)
+        if "segm" in iou_types:
+            _check_masks(results, dataset)
     max_detections = max(max_detections, COCO_MAX_DETECTIONS)
     overall, per_class = {}, {}
     for iou_type in iou_types:
         truth = _ignore_maskless(dataset, annotation_file) if iou_type == "segm" else dataset
-        overall[iou_type], per_class[iou_type] = _score(truth, results, iou_type, names, max_detections)
+        overall[iou_type], per_class[iou_type] = _score(
+            truth, results, iou_type, names, max_detections, num_workers, watch
+        )
     return Metrics(**overall, per_class=per_class, num_detections=len(results))
 
 
@@ -228,47 +265,34 @@ def _ignore_maskless(dataset: dict, annotation_file: str | Path) -> dict:
 
 
 def _score(
-    dataset: dict, results: list[dict], iou_type: str, names: dict[int, str], max_detections: int
+    dataset: dict, results: list[dict], iou_type: str, names: dict[int, str], max_detections: int, num_workers: int,
+    watch: Stopwatch,
 ) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """The twelve numbers and the AP by class name."""
-    # Left in, a result's box would lend a mask its area, hence its place among small, medium and large.
-    keys = ("image_id", "category_id", "score", "bbox" if iou_type == "bbox" else "segmentation")
-    results = [{key: result[key] for key in keys} for result in results]
-    with contextlib.redirect_stdout(None):
-        truth = _coco(dataset)
-        found = truth.loadRes(results) if results else _coco(dataset | {"annotations": []})
-        evaluation = COCOeval(truth, found, iou_type)
-        evaluation.params.maxDets = [1, 10, max_detections]
-        evaluation.evaluate()
-        evaluation.accumulate()
-    # T IoU thresholds x R recall points x K classes x areas (all, small, medium, large) x detection limits;
-    # recall has no R. pycocotools' own summary is empty unless the largest limit is 100.
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
-    at_iou = {round(100 * threshold): t for t, threshold in enumerate(evaluation.params.iouThrs)}
-    overall = {
-        "AP": _mean(precision[:, :, :, 0, -1]),
-        "AP50": _mean(precision[at_iou[50], :, :, 0, -1]),
-        "AP75": _mean(precision[at_iou[75], :, :, 0, -1]),
-        **{f"AP{letter}": _mean(precision[:, :, :, a, -1]) for a, letter in enumerate("sml", start=1)},
-        **{f"AR{limit}": _mean(recall[:, :, 0, m]) for m, limit in enumerate(evaluation.params.maxDets)},
-        **{f"AR{letter}": _mean(recall[:, :, a, -1]) for a, letter in enumerate("sml", start=1)},
-    }
-    per_class = {names[i]: _mean(precision[:, :, k, 0, -1]) for k, i in enumerate(evaluation.params.catIds)}
-    return overall, per_class
+    limits = [1, 10, max_detections]
+    with watch.part(f"{TITLES[iou_type]} IoU and matching"):
+        matcher = CocoMatcher(dataset, results, iou_type, limits)
+        outcomes = _match(matcher, TITLES[iou_type], num_workers)
+    with watch.part("accumulation"):
+        precision, recall = matcher.precision_recall(outcomes)
+        by_class = dict(zip(names.values(), average_precisions(precision), strict=True))  # both by id
+        return twelve_numbers(precision, recall, limits), by_class
 
 
-def _coco(dataset: dict) -> COCO:
-    """A COCO object over copies of the annotations, which pycocotools changes."""
-    coco = COCO()
-    coco.dataset = dataset | {"annotations": [dict(annotation) for annotation in dataset["annotations"]]}
-    coco.createIndex()
-    return coco
-
-
-def _mean(values: np.ndarray) -> float | None:
-    """The mean of what pycocotools did not mark -1, "no ground truth"."""
-    values = values[values > -1]
-    return float(values.mean()) if values.size else None
+def _match(matcher: CocoMatcher, title: str, num_workers: int) -> np.ndarray:
+    """The outcomes of all chunks, made by this process where that is soon done, else by worker processes."""
+    is_small = matcher.num_detections < FEW_DETECTIONS
+    chunks = StepsInOrder(matcher.match, num_workers=0 if is_small or num_workers == 1 else num_workers)
+    outcomes = []
+    try:
+        total, unit = matcher.num_detections, " detections"
+        with tqdm(desc=f"{title} IoU", total=total, unit=unit, unit_scale=True, delay=1, disable=None) as bar:
+            for (part,) in itertools.islice(chunks, matcher.num_chunks):
+                outcomes.append(part)
+                bar.update(len(part))
+    finally:
+        chunks.stop()
+    return np.concatenate(outcomes)
 
 
 def format_metrics(metrics: Metrics) -> str:
@@ -318,11 +342,15 @@ def configured_categories(cfg: Config) -> Categories | None:
     return Categories(names=names, ids=cfg.DATA.CATEGORY_IDS or range(1, len(names) + 1)) if names else None
 
 
-def evaluate_file(results_file: str | Path, annotation_file: str | Path, cfg: Config) -> Metrics:
+def evaluate_file(
+    results_file: str | Path, annotation_file: str | Path, cfg: Config, watch: Stopwatch | None = None
+) -> Metrics:
     """Scores a results file against an annotation file, masks too where the config and the results have them."""
+    watch = watch or Stopwatch()
     if not Path(results_file).is_file():
         raise FileNotFoundError(f"results file {results_file} does not exist: ./predict.py --evaluate writes one")
-    results = read_json(results_file)
+    with watch.part("reading the results"):
+        results = read_json(results_file)
     listed = [result for result in results if isinstance(result, dict)] if isinstance(results, list) else []
     has_masks = any("segmentation" in result for result in listed)
     if cfg.MODE_MASK and results and not has_masks:
@@ -334,6 +362,8 @@ def evaluate_file(results_file: str | Path, annotation_file: str | Path, cfg: Co
         categories=configured_categories(cfg),
         max_detections=cfg.TEST.RESULTS_PER_IM,
         absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+        num_workers=cfg.DATA.NUM_WORKERS,
+        watch=watch,
     )
 
 
@@ -353,9 +383,12 @@ def main() -> int:
         )
     for results_file, spec in zip(args.results, cfg.DATA.VAL, strict=True):
         name, annotation_file, _ = locate_dataset(spec, basedir=cfg.DATA.BASEDIR)
-        metrics = evaluate_file(results_file, annotation_file, cfg)
-        print(f"{results_file} on {name}\n\n{format_metrics(metrics)}\n")
-        print(f"metrics written to {write_metrics(metrics, results_file)}")
+        watch = Stopwatch()
+        metrics = evaluate_file(results_file, annotation_file, cfg, watch)
+        with watch.part("writing the metrics"):
+            path = write_metrics(metrics, results_file)
+        print(f"{results_file} on {name}\n\n{format_metrics(metrics)}\n\n{watch.table()}\n")
+        print(f"metrics written to {path}")
     return 0
 
 

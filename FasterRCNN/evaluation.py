@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-__all__ = ["AREAS", "IOU_THRESHOLDS", "CocoMatcher"]
+__all__ = ["CocoMatcher", "average_precisions", "twelve_numbers"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0, 1, 101)
@@ -21,12 +21,27 @@ MISS, HIT, IGNORED = range(3)
 CHUNK = 2000  # detections
 
 
+class _PackedMasks:
+    """Compressed RLEs in one piece of memory, which forked processes share; a Python object looked at is copied."""
+
+    def __init__(self, rles: Sequence[dict]):
+        counts = [rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"] for rle in rles]
+        self._counts = b"".join(counts)
+        self._ends = np.cumsum([0, *map(len, counts)])
+        self._sizes = np.array([rle["size"] for rle in rles], np.int32).reshape(-1, 2)
+
+    def __getitem__(self, places: slice) -> list[dict]:
+        ends = self._ends[places.start : places.stop + 1].tolist()
+        sizes = self._sizes[places].tolist()
+        return [{"size": size, "counts": self._counts[i:j]} for size, i, j in zip(sizes, ends, ends[1:])]
+
+
 class CocoMatcher:
-    """Matches detections with objects of their image and class, best score first, in chunks that do not need each other.
+    """Matches detections, best score first, with objects of their image and category, a chunk at a time.
 
     dataset: images (id, height, width), categories (id) and annotations as of a COCO file, each with image_id,
     category_id, area, iscrowd, and bbox or segmentation (polygons or compressed RLE), which iou_type, "bbox" or "segm",
-    chooses between. results: of these images; those of other categories are left out. Of an image and class the
+    chooses between. results: of these images. What is of other categories is left out. Of an image and class the
     best `detection_limits[-1]` detections count.
 
     Below, N counts the detections that count, T = 10 IoU thresholds, A = 4 areas, K categories by id, R = 101 recall
@@ -36,14 +51,12 @@ class CocoMatcher:
     def __init__(self, dataset: dict, results: Sequence[dict], iou_type: str, detection_limits: Sequence[int]):
         self._detection_limits = detection_limits
         self._num_categories = len(dataset["categories"])
-        images = _index(dataset["images"])
-        categories = _index(dataset["categories"])
-        results = [result for result in results if result["category_id"] in categories]
-        self._take_truth(dataset, images, categories, iou_type)
-        self._take_detections(results, images, categories, iou_type)
+        indices = _index(dataset["images"]), _index(dataset["categories"])
+        self._take_truth(dataset, *indices, iou_type)
+        self._take_detections(results, *indices, iou_type)
 
     def _take_truth(self, dataset: dict, images: dict, categories: dict, iou_type: str) -> None:
-        annotations = dataset["annotations"]
+        annotations = [entry for entry in dataset["annotations"] if entry["category_id"] in categories]
         pairs = _pairs(annotations, images, categories)
         order = np.argsort(pairs, kind="stable")
         annotations = [annotations[i] for i in order]
@@ -57,7 +70,8 @@ class CocoMatcher:
             sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
             self._truth = [(entry["segmentation"], *sizes[entry["image_id"]]) for entry in annotations]
 
-    def _take_detections(self, results: list[dict], images: dict, categories: dict, iou_type: str) -> None:
+    def _take_detections(self, results: Sequence[dict], images: dict, categories: dict, iou_type: str) -> None:
+        results = [result for result in results if result["category_id"] in categories]
         pairs = _pairs(results, images, categories)
         scores = np.array([result["score"] for result in results], np.float64)
         order = np.lexsort([-scores, pairs])
@@ -65,7 +79,7 @@ class CocoMatcher:
         order, self._ranks = (values[ranks < self._detection_limits[-1]] for values in (order, ranks))
         self._pairs, self._scores = pairs[order], scores[order]
         results = [results[i] for i in order]
-        self._found = _boxes(results) if iou_type == "bbox" else [result["segmentation"] for result in results]
+        self._found = _boxes(results) if iou_type == "bbox" else _PackedMasks([r["segmentation"] for r in results])
         # No chunk ends between detections of one image and class.
         ends = np.arange(CHUNK, len(order), CHUNK)
         self._bounds = [0, *np.unique(np.searchsorted(self._pairs, self._pairs[ends])), len(order)]
@@ -85,8 +99,9 @@ class CocoMatcher:
         start, stop = self._bounds[chunk : chunk + 2] if chunk < self.num_chunks else (0, 0)
         found = self._found[start:stop]
         is_boxes = isinstance(found, np.ndarray)
-        areas = found[:, 2] * found[:, 3] if is_boxes else mask_utils.area(found)
-        outcomes = np.where(_is_outside(np.asarray(areas, np.float64)), IGNORED, MISS).astype(np.uint8)
+        # One at a time: of more than 255 masks NumPy 2 makes mask_utils.area an error.
+        areas = found[:, 2] * found[:, 3] if is_boxes else np.array([mask_utils.area(mask) for mask in found], float)
+        outcomes = np.where(_is_outside(areas), IGNORED, MISS).astype(np.uint8)
         outcomes = np.repeat(outcomes[:, :, None], len(IOU_THRESHOLDS), axis=2)
         pairs, firsts = np.unique(self._pairs[start:stop], return_index=True)
         lasts = np.append(firsts[1:], stop - start)
@@ -107,7 +122,7 @@ class CocoMatcher:
         shape = len(IOU_THRESHOLDS), self._num_categories, len(AREAS)
         precision = np.full((shape[0], len(RECALL_POINTS), *shape[1:]), -1.0)
         recall = np.full((*shape, len(self._detection_limits)), -1.0)
-        categories = self._pairs % self._num_categories if self._num_categories else self._pairs
+        categories = self._pairs % self._num_categories
         order = np.lexsort([-self._scores, categories])
         bounds = np.searchsorted(categories[order], np.arange(self._num_categories + 1))
         for k in range(self._num_categories):
@@ -121,6 +136,32 @@ class CocoMatcher:
                         hits = area_outcomes[self._ranks[chosen] < limit] == HIT
                         recall[:, k, a, m] = hits.sum(axis=0) / num_objects
         return precision, recall
+
+
+def twelve_numbers(
+    precision: np.ndarray, recall: np.ndarray, detection_limits: Sequence[int]
+) -> dict[str, float | None]:
+    """AP, AP50, AP75, AP of each area (s, m, l), AR at each detection limit and AR of each area; None: no object."""
+    at_iou = {round(100 * threshold): t for t, threshold in enumerate(IOU_THRESHOLDS)}
+    letters = {name[0]: a for a, name in enumerate(AREAS) if name != "all"}
+    return {
+        "AP": _mean_of_known(precision[..., 0]),
+        "AP50": _mean_of_known(precision[at_iou[50], ..., 0]),
+        "AP75": _mean_of_known(precision[at_iou[75], ..., 0]),
+        **{f"AP{letter}": _mean_of_known(precision[..., a]) for letter, a in letters.items()},
+        **{f"AR{limit}": _mean_of_known(recall[:, :, 0, m]) for m, limit in enumerate(detection_limits)},
+        **{f"AR{letter}": _mean_of_known(recall[:, :, a, -1]) for letter, a in letters.items()},
+    }
+
+
+def average_precisions(precision: np.ndarray) -> list[float | None]:
+    """The AP of each category, by id; None: no object."""
+    return [_mean_of_known(precision[:, :, k, 0]) for k in range(precision.shape[2])]
+
+
+def _mean_of_known(values: np.ndarray) -> float | None:
+    values = values[values > -1]
+    return float(values.mean()) if values.size else None
 
 
 def _index(entries: Sequence[dict]) -> dict:

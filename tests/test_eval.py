@@ -1,6 +1,8 @@
-"""Detections to COCO numbers: round trips, hand-computed cases, and an own AP in NumPy."""
+"""Detections to COCO numbers: round trips, hand-computed cases, an own AP in NumPy, and pycocotools."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 import eval as coco_eval
+from FasterRCNN import evaluation
 from FasterRCNN.structures import Categories, Detections
 
 ROOT = Path(__file__).parents[1]
@@ -326,6 +331,7 @@ def test_the_command(tmp_path, annotation_file):
 
     done = run_command(results, "--config", val)
     assert done.returncode == 0, done.stderr
+    assert "mask IoU and matching" in done.stdout and "writing the metrics" in done.stdout
     assert "mask AP" in done.stdout and "buoy" in done.stdout and "out.metrics.json" in done.stdout
     written = json.loads((tmp_path / "out.metrics.json").read_text())
     assert written["per_class"]["segm"]["buoy"] == pytest.approx(1.0)
@@ -410,3 +416,161 @@ def test_numbers_in_place_of_results_are_refused_in_one_line(tmp_path, annotatio
     done = run_command(tmp_path / "out.json", "--config", f"DATA.VAL={annotation_file}:{tmp_path / 'no_images'}")
     assert done.returncode == 2 and done.stderr.count("\n") <= 2
     assert "error: result number 0 has no image_id" in done.stderr
+
+
+# ---------------------------------------------------------------- against pycocotools
+
+
+def plain_pycocotools(annotation_file, results, kind):
+    """pycocotools' twelve numbers, and its precision (T x R x K x A x M)."""
+    if kind == "segm":  # left in, the boxes would give the masks their areas
+        results = [{key: value for key, value in entry.items() if key != "bbox"} for entry in results]
+    with contextlib.redirect_stdout(None):
+        truth = COCO(str(annotation_file))
+        evaluation = COCOeval(truth, truth.loadRes(json.loads(json.dumps(results))), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats, evaluation.eval["precision"]
+
+
+IMAGE_IDS = (3, 1, 10, 9, 70, 12, 500, 77)  # out of order, with gaps
+
+
+def draw_boxes(rng, count):
+    """Whole-numbered boxes of all three kinds of area, many of them equal in part."""
+    side = rng.choice([8, 30, 32, 40, 96, 100, 150], (count, 2))
+    corner = rng.integers(0, np.maximum(1, (WIDTH, HEIGHT) - side))
+    return np.concatenate([corner, side], axis=1)
+
+
+def draw_set(seed):
+    """Annotations and results of 8 images: the first without objects, the second without results, the last crowded."""
+    rng = np.random.default_rng(seed)
+    annotations, results = [], []
+    for image_id in IMAGE_IDS:
+        is_crowded = image_id == IMAGE_IDS[-1]
+        boxes = draw_boxes(rng, 0 if image_id == IMAGE_IDS[0] else 40 if is_crowded else rng.integers(1, 12))
+        for box in boxes.tolist():
+            category_id = int(rng.choice([0, 7]))  # none of 90
+            iscrowd = int(rng.random() < 0.2)
+            area = float(box[2] * box[3] * rng.choice([0.5, 1]))
+            annotations.append(annotation(len(annotations) + 1, image_id, category_id, box, iscrowd=iscrowd, area=area))
+            for _ in range(0 if image_id == IMAGE_IDS[1] else 5):
+                moved = (np.array(box) + rng.integers(-2, 3, 4) * rng.integers(0, 6)).clip((0, 0, 2, 2)).tolist()
+                found_id = category_id if rng.random() < 0.8 else int(rng.choice(CATEGORIES.ids))
+                results.append(result(image_id, found_id, moved, score=round(float(rng.random()), 1)))
+        if is_crowded:  # more than 100 of one category
+            results += [result(image_id, 7, box, score=round(float(rng.random()), 1))
+                        for box in draw_boxes(rng, 120).tolist()]
+    rng.shuffle(results)
+    return annotations, results
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_numbers_are_those_of_pycocotools(tmp_path, seed):
+    annotations, results = draw_set(seed)
+    file = write_annotations(tmp_path / "truth.json", annotations, IMAGE_IDS)
+    metrics = coco_eval.evaluate_coco(results, file)
+    for kind, numbers in metrics.overall().items():
+        expected, precision = plain_pycocotools(file, results, kind)
+        assert list(numbers.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+        assert len(set(numbers.values())) > 8 and 0.05 < numbers["AP"] < 0.9
+        by_class = [None if (p == -1).all() else pytest.approx(p.mean(), abs=1e-6)
+                    for p in np.moveaxis(precision[:, :, :, 0, -1], 2, 0)]
+        assert list(metrics.per_class[kind].values()) == by_class and by_class[2] is None
+
+
+def test_equal_scores_count_in_the_order_of_pycocotools(tmp_path):
+    annotations, results = draw_set(0)
+    file = write_annotations(tmp_path / "truth.json", annotations, IMAGE_IDS)
+    results = [entry | {"score": 0.5} for entry in results]
+    numbers = coco_eval.evaluate_coco(results, file).overall()
+    for kind in ("bbox", "segm"):
+        expected, _ = plain_pycocotools(file, results, kind)
+        assert list(numbers[kind].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_of_two_objects_with_equal_iou_the_later_is_taken(tmp_path):
+    """The first detection lies between the objects, the second on the left one, which only the later order leaves."""
+    left, right = (40, 40, 40, 40), (48, 40, 40, 40)
+    results = [result(10, 0, (44, 40, 40, 40), score=0.9), result(10, 0, left, score=0.8)]
+    recalls = []
+    for boxes in ([left, right], [right, left]):
+        file = write_annotations(tmp_path / "truth.json", [annotation(i, 10, 0, b) for i, b in enumerate(boxes, 1)])
+        for kind, numbers in coco_eval.evaluate_coco(results, file).overall().items():
+            expected, _ = plain_pycocotools(file, results, kind)
+            assert list(numbers.values()) == pytest.approx([e if e > -1 else None for e in expected], abs=1e-6)
+        recalls.append(numbers["AR100"])
+    # The first is right at the seven thresholds to 0.8. There the second finds the left object, or at four the right
+    # one; above, it finds the left one either way.
+    assert recalls == pytest.approx([(7 + 7 + 3) / 20, (7 + 4 + 3) / 20])
+
+
+def test_text_as_image_ids(tmp_path):
+    annotations, results = draw_set(1)
+    text_ids = [entry | {"image_id": f"photo {entry['image_id']}"} for entry in annotations]
+    file = write_annotations(tmp_path / "truth.json", text_ids, [f"photo {i}" for i in IMAGE_IDS])
+    results = [entry | {"image_id": f"photo {entry['image_id']}"} for entry in results]
+    expected, _ = plain_pycocotools(file, results, "segm")
+    assert list(coco_eval.evaluate_coco(results, file).segm.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+def test_the_numbers_do_not_depend_on_the_workers(tmp_path, monkeypatch):
+    annotations, results = draw_set(2)
+    file = write_annotations(tmp_path / "truth.json", annotations, IMAGE_IDS)
+    few_in_this_process = coco_eval.evaluate_coco(results, file, num_workers=3)
+    monkeypatch.setattr(coco_eval, "FEW_DETECTIONS", 0)
+    monkeypatch.setattr(evaluation, "CHUNK", 50)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    processes, match = set(), evaluation.CocoMatcher.match
+
+    def match_and_tell(self, chunk):
+        (tmp_path / f"process {os.getpid()}").touch()
+        return match(self, chunk)
+
+    monkeypatch.setattr(evaluation.CocoMatcher, "match", match_and_tell)
+    for num_workers in (0, 1, 2, 3):
+        assert coco_eval.evaluate_coco(results, file, num_workers=num_workers) == few_in_this_process
+        new = {int(path.name.split()[1]) for path in tmp_path.glob("process *")} - processes
+        # Boxes and masks have workers of their own.
+        assert len(new) == 2 * num_workers if num_workers > 1 else new <= {os.getpid()}
+        processes |= new
+
+
+def test_chunks_end_between_images_and_classes(tmp_path, monkeypatch):
+    annotations, results = draw_set(3)
+    images = [{"id": i, "height": HEIGHT, "width": WIDTH} for i in IMAGE_IDS]
+    dataset = {"images": images, "annotations": annotations, "categories": [{"id": i} for i in CATEGORIES.ids]}
+    whole = evaluation.CocoMatcher(dataset, results, "bbox", [1, 10, 100])
+    (expected,) = whole.match(0)
+    for size in (1, 7, 150, len(results)):
+        monkeypatch.setattr(evaluation, "CHUNK", size)
+        matcher = evaluation.CocoMatcher(dataset, results, "bbox", [1, 10, 100])
+        parts = [matcher.match(chunk)[0] for chunk in range(matcher.num_chunks)]
+        np.testing.assert_array_equal(np.concatenate(parts), expected)
+        assert matcher.match(matcher.num_chunks)[0].shape == (0, *expected.shape[1:])
+    assert whole.num_chunks == 1 and len(expected) == whole.num_detections < len(results)
+
+
+def test_an_error_in_a_worker_process_is_told(annotation_file, monkeypatch):
+    def fail(self, chunk):
+        raise IndexError("chunk is odd")
+
+    monkeypatch.setattr(coco_eval, "FEW_DETECTIONS", 0)
+    monkeypatch.setattr(evaluation.CocoMatcher, "match", fail)
+    with pytest.raises(RuntimeError, match="chunk is odd"):
+        coco_eval.evaluate_coco([result(*OBJECTS[0])], annotation_file, num_workers=2)
+
+
+def test_the_time_of_each_part(annotation_file):
+    watch = coco_eval.Stopwatch()
+    coco_eval.evaluate_coco([result(*entry) for entry in OBJECTS], annotation_file, watch=watch)
+    assert list(watch.seconds) == [
+        "reading the annotations",
+        "checking the results",
+        "box IoU and matching",
+        "accumulation",
+        "mask IoU and matching",
+    ]
+    assert watch.total() == pytest.approx(sum(watch.seconds.values())) and "together" in watch.table()

@@ -17,6 +17,7 @@ SOURCES = COMMANDS + MODULES + [
 # A part of FasterRCNN -> what it may import of FasterRCNN.
 MAY_IMPORT = {
     "structures": {"structures"},
+    "evaluation": {"evaluation"},
     "ops": {"ops"},
     "modeling": {"modeling", "ops"},
     "datasets": {"datasets", "structures"},

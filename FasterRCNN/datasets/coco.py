@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import math
@@ -82,10 +83,15 @@ def load_coco(
 
 def read_json(path: str | Path) -> object:
     """A JSON file's content; ValueError, naming the file, when it is none."""
+    is_collecting = gc.isenabled()
+    gc.disable()  # it would look through the millions of objects of a large file again and again
     try:
         return json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not a JSON file ({error})") from None
+    finally:
+        if is_collecting:
+            gc.enable()
 
 
 def read_instances(annotation_file: str | Path, *, with_ground_truth: bool = True) -> dict:
