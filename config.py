@@ -101,7 +101,8 @@ TABLE = (
     Key("DATA.ABSOLUTE_COORD", True, bool, "annotated boxes are in pixels; False: in fractions of the image's sides"),
     Key("DATA.FILTER_EMPTY_ANNOTATIONS", True, bool, "leave images without (non-crowd) objects out of training"),
     Key("DATA.NUM_WORKERS", 10, int,
-        "loader processes, at most one per CPU core; 0: load in the training process", NOT_NEGATIVE),
+        "processes that load, and that score in eval.py, at most one per CPU core; 0: all in one process",
+        NOT_NEGATIVE),
     # ---- backbone ----
     Key("BACKBONE.WEIGHTS", "", str, "pretrained backbone (.npz or checkpoint); '' and FREEZE_AT=0: from scratch"),
     Key("BACKBONE.RESNET_NUM_BLOCKS", (3, 4, 6, 3), list[int],
@@ -136,6 +137,7 @@ TABLE = (
     Key("TRAIN.GRADIENT_CLIP", 0.0, float, "largest global norm of the gradient; 0: not clipped", NOT_NEGATIVE),
     Key("TRAIN.PRECISION", "fp32", str,
         "of the network; losses, box deltas and weights stay fp32. fp16 scales the loss", PRECISIONS),
+    Key("TRAIN.HALF_ON_WIRE", False, bool, "horovod: exchange gradients as float16, half the bytes"),
     Key("TRAIN.STEPS_PER_EPOCH", 500, int, "steps of an epoch, the unit of the periods below", AT_LEAST_ONE),
     Key("TRAIN.STARTING_EPOCH", 1, int, "first epoch", AT_LEAST_ONE),
     Key("TRAIN.EVAL_PERIOD", 50, int, "epochs between evaluations", AT_LEAST_ONE),
@@ -209,11 +211,6 @@ KEYS: dict[str, Key] = {key.name: key for key in TABLE}
 GROUPS: dict[str, tuple[str, ...]] = {
     group: tuple(name for name in KEYS if name.startswith(group + "."))
     for group in dict.fromkeys(name.split(".")[0] for name in KEYS if "." in name)
-}
-
-# Options of the table that this version cannot build yet, and what to use meanwhile.
-NOT_YET: dict[tuple[str, Any], str] = {
-    ("TRAINER", "horovod"): "use TRAINER=replicated",
 }
 
 # Spellings of tensorpack's first releases: old key -> what it sets, as functions of the value given.
@@ -525,7 +522,6 @@ def finalize_configs(cfg: Config, *, is_training: bool, starts_from_weights: boo
     _check_rpn(cfg)
     _check_norms(cfg)
     _check_fpn(cfg)
-    _check_not_yet(cfg)
     if is_training:
         _check_training(cfg, starts_from_weights=starts_from_weights)
     _fill_in(cfg, is_training=is_training)
@@ -535,11 +531,6 @@ def finalize_configs(cfg: Config, *, is_training: bool, starts_from_weights: boo
 def _require(condition: bool, cfg: Config, name: str, reason: str) -> None:
     if not condition:
         raise ConfigError(f"{name}={format_value(cfg[name])}: {reason}")
-
-
-def _check_not_yet(cfg: Config) -> None:
-    for (name, value), instead in NOT_YET.items():
-        _require(cfg[name] != value, cfg, name, f"this version cannot do that yet; {instead}")
 
 
 def _check_data(cfg: Config) -> None:

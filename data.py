@@ -67,14 +67,18 @@ def load_training_set(cfg: Config) -> Dataset:
     )
 
 
-def make_train_batches(cfg: Config, dataset: Dataset, *, ims_per_gpu: int, seed: int) -> TrainBatches:
+def make_train_batches(
+    cfg: Config, dataset: Dataset, *, ims_per_gpu: int, seed: int, num_devices: int = 1
+) -> TrainBatches:
     """The training batches of `dataset` as `cfg` wants them; see TrainBatches."""
     indices, is_portrait = _select_images(dataset, keep_empty=not cfg.DATA.FILTER_EMPTY_ANNOTATIONS)
     # Alone in its step an image fits any shape; together, orientations apart save padding.
-    groups = [indices] if ims_per_gpu == 1 else [indices[is_portrait], indices[~is_portrait]]
+    global_batch = ims_per_gpu * num_devices
+    groups = [indices] if global_batch == 1 else [indices[is_portrait], indices[~is_portrait]]
     return TrainBatches(
         dataset=dataset,
-        order=BatchOrder([group for group in groups if len(group)], batch_size=ims_per_gpu, seed=seed),
+        order=BatchOrder([group for group in groups if len(group)], batch_size=global_batch, seed=seed),
+        num_devices=num_devices,
         short_edge_range=tuple(cfg.PREPROC.TRAIN_SHORT_EDGE_SIZE),
         max_size=cfg.PREPROC.MAX_SIZE,
         pad_multiple=FPN_PAD_MULTIPLE if cfg.MODE_FPN else 1,
@@ -83,16 +87,18 @@ def make_train_batches(cfg: Config, dataset: Dataset, *, ims_per_gpu: int, seed:
     )
 
 
-def make_train_dataflow(cfg: Config, dataset: Dataset, *, ims_per_gpu: int, seed: int, start_step: int = 0) -> DataFlow:
-    """The endless data flow of training, from step `start_step` on; a step is one device's batch.
+def make_train_dataflow(
+    cfg: Config, dataset: Dataset, *, ims_per_gpu: int, seed: int, num_devices: int = 1, first: int = 0, every: int = 1
+) -> DataFlow:
+    """The endless data flow of training: the device-steps first, first + every, …; `num_devices` of them make a step.
 
-    Each datapoint is the list that TrainBatches makes of a step. Loader processes (DATA.NUM_WORKERS) start in
+    Each datapoint is the list that TrainBatches makes of a device-step. Loader processes (DATA.NUM_WORKERS) start in
     `reset_state`. While iterated, raises DataError, naming image id and file, for an image that cannot be used.
     """
     from tensorpack.dataflow import DataFlow  # imports TensorFlow
 
-    batches = make_train_batches(cfg, dataset, ims_per_gpu=ims_per_gpu, seed=seed)
-    steps = StepsInOrder(batches, start_step=start_step, num_workers=cfg.DATA.NUM_WORKERS)
+    batches = make_train_batches(cfg, dataset, ims_per_gpu=ims_per_gpu, seed=seed, num_devices=num_devices)
+    steps = StepsInOrder(lambda number: batches(first + number * every), num_workers=cfg.DATA.NUM_WORKERS)
 
     class TrainDataFlow(DataFlow):
         def reset_state(self) -> None:
@@ -163,7 +169,10 @@ class _Example:
 
 @dataclass(frozen=True)
 class TrainBatches:
-    """Makes any step's datapoint, the list in the order of `train_inputs(with_masks)`.
+    """Makes the datapoint of any device-step, the list in the order of `train_inputs(with_masks)`.
+
+    Device-step d is what device d % num_devices gets of step d // num_devices: each its share of the step's batch, so
+    that images of a step are of like shape on all devices, and N devices with b images train on what one with N·b does.
 
     image uint8 B×H×W×3 (BGR), padded with zeros to the largest of the step and a multiple of `pad_multiple`; image_size
     int32 B×2 (h, w before padding); gt_boxes float32 B×G×4; gt_labels int32 B×G (1..K, 0 an empty slot, -1 a crowd);
@@ -181,13 +190,16 @@ class TrainBatches:
     pad_multiple: int
     with_masks: bool
     seed: int
+    num_devices: int = 1
 
-    def __call__(self, step: int) -> list[np.ndarray]:
-        """The datapoint of a step; raises DataError naming an image id and file that cannot be used."""
+    def __call__(self, device_step: int) -> list[np.ndarray]:
+        """The datapoint of a device-step; raises DataError naming an image id and file that cannot be used."""
+        step, device = divmod(device_step, self.num_devices)
         rng = np.random.default_rng([self.seed, 1, step])
-        indices = self.order[step]
         short_edge = int(rng.integers(*self.short_edge_range, endpoint=True))
-        mirrored = rng.random(len(indices)) < 0.5
+        of_all = self.order[step]
+        indices, mirrored = (values.reshape(self.num_devices, -1)[device]
+                             for values in (of_all, rng.random(len(of_all)) < 0.5))
         examples = [
             self._example(self.dataset.records[index], short_edge, mirror)
             for index, mirror in zip(indices, mirrored, strict=True)

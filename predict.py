@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import glob
 import itertools
+import json
 import logging
 import os
 import sys
@@ -45,6 +46,7 @@ from FasterRCNN.structures import Categories, Dataset, Detections, ImageRecord
 
 if TYPE_CHECKING:
     from FasterRCNN.engine.predictor import Predictor
+    from FasterRCNN.engine.processes import Processes
 
 logger = logging.getLogger(__name__)
 
@@ -272,18 +274,26 @@ def evaluate_model(
     max_detections: int = 100,
     absolute_coord: bool = True,
     failures: dict[str, str] | None = None,
-) -> Metrics:
+    num_workers: int | None = None,
+    processes: Processes | None = None,
+) -> Metrics | None:
     """Predicts on every image of a data set, writes COCO results to output and the metrics beside it, and scores them.
 
     dataset: labelled as the model, with an annotation file; its ground truth need not be loaded. max_detections,
     absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections, is logged, and
-    goes into failures, file to reason; ValueError when none can be read.
+    goes into failures, file to reason; ValueError when none can be read. num_workers: as evaluate_coco's. Each of the
+    `processes` of a job predicts on its share of the images; the chief gets the metrics, the others None.
     """
     failures = {} if failures is None else failures
-    results: list[dict] = []
-    photos = detect_files(predictor, dataset.records, failures)
-    for index, _, detections in tqdm(photos, total=len(dataset), unit="image", desc=dataset.name, disable=None):
-        results += results_to_json({dataset.records[index].image_id: detections}, dataset.categories)
+    indices = range(len(dataset))
+    results = predict_images(predictor, dataset, processes.share(indices) if processes else indices, failures)
+    if processes:
+        shares = [json.loads(share) for share in processes.gather(json.dumps([results, failures]).encode())]
+        if not processes.is_chief:
+            return None
+        results = sorted((image for found, _ in shares for image in found), key=lambda image: image[0])
+        failures.update(item for _, failed in shares for item in failed.items())
+    results = [detection for _, found in results for detection in found]
     if failures and len(failures) == len(dataset):
         raise ValueError(f"no image of {dataset.name} can be read; the first: {next(iter(failures.values()))}")
     write_json(results, output)
@@ -294,9 +304,22 @@ def evaluate_model(
         categories=dataset.categories,
         max_detections=max_detections,
         absolute_coord=absolute_coord,
+        num_workers=num_workers,
     )
     write_metrics(metrics, output)
     return metrics
+
+
+def predict_images(
+    predictor: Predictor, dataset: Dataset, indices: Sequence[int], failures: dict[str, str]
+) -> list[tuple[int, list[dict]]]:
+    """(index, its detections as COCO results) of some images of a data set."""
+    results = []
+    photos = detect_files(predictor, [dataset.records[index] for index in indices], failures)
+    for place, _, detections in tqdm(photos, total=len(indices), unit="image", desc=dataset.name, disable=None):
+        record = dataset.records[indices[place]]
+        results.append((indices[place], results_to_json({record.image_id: detections}, dataset.categories)))
+    return results
 
 
 def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> list[str]:

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from FasterRCNN.engine.callbacks import Evaluation
     from FasterRCNN.engine.optim import LrSchedule
     from FasterRCNN.engine.predictor import Predictor
+    from FasterRCNN.engine.processes import Processes
     from FasterRCNN.engine.trainer import DetectorModel, TrainResult
 
 logger = logging.getLogger(__name__)
@@ -57,31 +58,41 @@ NUM_PICTURES = 4  # of each set and evaluation, for TensorBoard
 def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
     """Trains as the command line says; the exit status, not 0 when a signal ended the run."""
     logdir = Path(args.logdir)
-    check_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
-    cfg, dataset, val_sets = read_config_and_data(args)
+    job = join_job_if_asked(args)
+    is_chief = job is None or job.is_chief
+    if is_chief:
+        check_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
+    cfg, dataset, val_sets = read_config_and_data(args, job)
 
     from FasterRCNN.engine import compat  # isort: skip  (before TensorFlow)
     from FasterRCNN.engine.trainer import Interrupted, Periods, train_detector
 
     compat.apply()
-    start_weights = None if args.resume else choose_start_weights(cfg, args.load)
-    gpus, devices = find_devices(cfg)
-    schedule = make_schedule(cfg, num_devices=max(len(gpus), 1))
-    model = make_model(cfg, num_gpus=len(gpus))
+    start_weights = choose_start_weights(cfg, args.load) if is_chief and not args.resume else None
+    gpus, devices = find_devices(cfg, job)
+    num_devices = job.size if job else max(len(gpus), 1)
+    schedule = make_schedule(cfg, num_devices=num_devices)
+    model = make_model(cfg, num_gpus=len(gpus), job=job)
 
     def open_run_folder() -> None:
         claim_run_folder(logdir, resume=args.resume, overwrite=args.overwrite)
         describe_run(logdir, config_yaml=cfg.to_yaml(), argv=argv, seed=cfg.TRAIN.SEED, devices=devices)
         log_to_file(logdir / "log.txt")
-        announce(cfg, logdir, devices, dataset, val_sets, schedule)
+        announce(cfg, logdir, devices, dataset, val_sets, schedule, job)
 
     epoch = cfg.TRAIN.STEPS_PER_EPOCH
     try:
         with logging_redirect_tqdm():
             result = train_detector(
                 model,
-                make_dataflow=lambda start_step: make_train_dataflow(
-                    cfg, dataset, ims_per_gpu=cfg.TRAIN.IMS_PER_GPU, seed=cfg.TRAIN.SEED, start_step=start_step
+                make_dataflow=lambda first, every: make_train_dataflow(
+                    cfg,
+                    dataset,
+                    ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
+                    seed=cfg.TRAIN.SEED,
+                    num_devices=num_devices,
+                    first=first,
+                    every=every,
                 ),
                 describe_images=lambda indices: describe_images(dataset, indices),
                 schedule=schedule,
@@ -94,27 +105,52 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                     summary=cfg.TRAIN.SUMMARY_PERIOD,
                 ),
                 gpus=gpus,
+                processes=job,
+                half_on_wire=cfg.TRAIN.HALF_ON_WIRE,
                 seed=cfg.TRAIN.SEED,
                 first_step=(cfg.TRAIN.STARTING_EPOCH - 1) * epoch,
                 resume=args.resume,
                 start_weights=start_weights,
-                evaluate=make_evaluation(cfg, val_sets, logdir / "eval") if val_sets else None,
+                evaluate=make_evaluation(cfg, val_sets, logdir / "eval", job) if val_sets else None,
                 best_metrics=[f"{metric_prefixes(val_sets)[0]}{kind}/AP" for kind in ("segm", "bbox") if val_sets],
             )
     except Interrupted as stop:
         logger.warning("%s", stop)
         return 128 + stop.signum
-    announce_end(logdir, result)
+    if is_chief:
+        announce_end(logdir, result)
     return 0
 
 
 # ---------------------------------------------------------------- what a run is made of
 
 
-def read_config_and_data(args: argparse.Namespace) -> tuple[Config, Dataset, list[Dataset]]:
-    """The final config, the training set and the sets to evaluate on."""
-    cfg = read_config(args)
+def join_job_if_asked(args: argparse.Namespace) -> Processes | None:
+    """The processes of the Horovod job, when TRAINER=horovod or a launcher of Horovod's has started this one."""
+    cfg = default_config()
+    cfg.update_given(args.config_file, args.config)
+    if cfg.TRAINER != "horovod" and "HOROVOD_RANK" not in os.environ:
+        return None
+    from FasterRCNN.engine import compat  # isort: skip  (before TensorFlow)
+    from FasterRCNN.engine.processes import join_job
+
+    compat.apply()
+    job = join_job()
+    if not job.is_chief:
+        logging.getLogger().setLevel(logging.WARNING)
+    return job
+
+
+def read_config_and_data(args: argparse.Namespace, job: Processes | None) -> tuple[Config, Dataset, list[Dataset]]:
+    """The final config, the training set and the sets to evaluate on; all processes of a job get the chief's config."""
     starts_from_weights = bool(args.load or args.resume)
+    if job is None:
+        cfg = read_config(args)
+    else:
+        text = job.broadcast(json.dumps(read_config(args).to_dict()).encode() if job.is_chief else b"")
+        cfg = default_config()
+        cfg.update_dict({**json.loads(text), "TRAINER": "horovod"})
+        starts_from_weights = starts_from_weights or not job.is_chief  # the chief's variables are where all start
     finalize_configs(cfg.clone(), is_training=True, starts_from_weights=starts_from_weights)
     dataset = load_training_set(cfg)
     take_categories(cfg, dataset.categories)
@@ -181,8 +217,11 @@ def choose_start_weights(
     return select
 
 
-def find_devices(cfg: Config) -> tuple[list[int], list[str]]:
-    """(GPU numbers, the devices in words); no numbers mean the CPU. ConfigError when more are wanted than there are."""
+def find_devices(cfg: Config, job: Processes | None) -> tuple[list[int], list[str]]:
+    """(GPU numbers, the devices in words); no numbers mean the CPU. ConfigError when more are wanted than there are.
+
+    Each process of a job has one GPU, that of its number among those of the machine.
+    """
     import tensorflow as tf
 
     if cfg.TRAIN.NUM_GPUS == 0:
@@ -194,6 +233,13 @@ def find_devices(cfg: Config) -> tuple[list[int], list[str]]:
             f"TRAIN.NUM_GPUS={wanted}, but TensorFlow sees {len(found)} GPUs: leave it out to train on what there is"
         )
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in found[:wanted]]
+    if job is not None and wanted:
+        if job.local_rank >= wanted:
+            raise ConfigError(
+                f"rank {job.rank} is process {job.local_rank + 1} of its machine, which has {wanted} GPUs: start as "
+                "many processes there (-H host:GPUS), or train on the CPUs with TRAIN.NUM_GPUS=0"
+            )
+        return [job.local_rank], names[job.local_rank : job.local_rank + 1]
     return list(range(wanted)), names or [f"CPU, {os.cpu_count()} cores"]
 
 
@@ -211,13 +257,16 @@ def make_schedule(cfg: Config, *, num_devices: int) -> LrSchedule:
     )
 
 
-def make_model(cfg: Config, *, num_gpus: int) -> DetectorModel:
+def make_model(cfg: Config, *, num_gpus: int, job: Processes | None) -> DetectorModel:
     """The detector with its losses and optimizer."""
-    from FasterRCNN.engine.collectives import sum_over_gpus
+    from FasterRCNN.engine.collectives import sum_over_gpus, sum_over_processes
     from FasterRCNN.engine.trainer import DetectorModel
     from FasterRCNN.modeling.build import build_detector
 
     several = {"sum_over_devices": sum_over_gpus(num_gpus)} if num_gpus > 1 else {}
+    agreeing = {}
+    if job is not None:
+        several, agreeing = {"sum_over_devices": sum_over_processes()}, {"sum_over_processes": sum_over_processes()}
     return DetectorModel(
         build_detector(cfg, is_training=True, **several),
         ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
@@ -226,6 +275,7 @@ def make_model(cfg: Config, *, num_gpus: int) -> DetectorModel:
         momentum=cfg.TRAIN.MOMENTUM,
         clip_norm=cfg.TRAIN.GRADIENT_CLIP,
         scales_loss=cfg.TRAIN.PRECISION == "fp16",
+        **agreeing,
     )
 
 
@@ -245,12 +295,15 @@ def announce(
     dataset: Dataset,
     val_sets: Sequence[Dataset],
     schedule: LrSchedule,
+    job: Processes | None,
 ) -> None:
     """Says what is about to happen: folder, changed keys, device, data and schedule."""
     default = default_config()
     changed = "\n".join(f"  {key}={format_value(cfg[key])}" for key in KEYS if cfg[key] != default[key])
     logger.info("run folder: %s\nconfig, where it is not the default:\n%s", logdir, changed)
-    if devices[0].startswith("CPU"):
+    if job is not None:
+        logger.info("training in %d process(es) of a Horovod job; rank 0 is on the %s", job.size, devices[0])
+    elif devices[0].startswith("CPU"):
         reason = "TRAIN.NUM_GPUS=0" if cfg.TRAIN.NUM_GPUS == 0 else "no GPU found"
         logger.info("%s: training on the %s, with the simple trainer", reason, devices[0])
     else:
@@ -286,9 +339,12 @@ def log_to_file(path: Path) -> None:
 
 
 def make_evaluation(
-    cfg: Config, val_sets: Sequence[Dataset], output_dir: Path
+    cfg: Config, val_sets: Sequence[Dataset], output_dir: Path, job: Processes | None
 ) -> Callable[[dict[str, np.ndarray], int], Evaluation]:
-    """What evaluates weights on every set with the predictor that users get; results are written to `output_dir`."""
+    """What evaluates weights on every set with the predictor that users get; results are written to `output_dir`.
+
+    Each process of a job predicts on its share of the images, the chief scores all.
+    """
     from FasterRCNN.engine.callbacks import Evaluation
 
     def evaluate(weights: dict[str, np.ndarray], step: int) -> Evaluation:
@@ -301,7 +357,11 @@ def make_evaluation(
                     output_dir / f"{prefix.replace('/', '.')}step-{step}.json",
                     max_detections=cfg.TEST.RESULTS_PER_IM,
                     absolute_coord=cfg.DATA.ABSOLUTE_COORD,
+                    num_workers=cfg.DATA.NUM_WORKERS,
+                    processes=job,
                 )
+                if metrics is None:
+                    continue
                 logger.info("%s at step %d\n%s", dataset.name, step, format_metrics(metrics))
                 evaluation.metrics.update({prefix + name: value for name, value in metrics.scalars().items()})
                 pictures = draw_pictures(predictor, dataset, cfg.TEST.RESULT_SCORE_THRESH_VIS)

@@ -8,9 +8,11 @@ import sys
 
 import numpy as np
 import pytest
+import tensorflow
 import tensorflow.compat.v1 as tf
 from tensorpack.tfutils import summary as tensorpack_summary
 from tensorpack.train import base as tensorpack_trainer
+from tensorpack.train import trainers as tensorpack_trainers
 
 from FasterRCNN.engine import compat
 
@@ -74,3 +76,15 @@ def test_eager_execution_and_notes_on_the_processor_are_there_until_patched(patc
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert result.stdout == f"{not patched}\n"
     assert ("This TensorFlow binary is optimized" in result.stderr) == (not patched)
+
+
+def test_horovod_s_trainer_has_the_interface_it_needs():
+    compat.apply()
+    assert tensorpack_trainers.tf is tf and hasattr(tensorpack_trainers.tf, "global_variables")
+
+
+def test_horovod_s_trainer_still_asks_tensorflow_2():
+    with open(tensorpack_trainers.__file__, encoding="utf-8") as file:
+        source = file.read()
+    assert "\nimport tensorflow as tf\n" in source and "len(tf.global_variables())" in source
+    assert not hasattr(tensorflow, "global_variables")

@@ -325,17 +325,10 @@ def test_no_more_loader_processes_than_cores(monkeypatch):
         ("BACKBONE.NORM=None BACKBONE.FREEZE_AFFINE=True", "use FREEZE_AFFINE=False"),
     ],
 )
-def test_keys_that_do_not_fit_each_other(args, message, monkeypatch):
-    monkeypatch.setattr(config, "NOT_YET", {})
+def test_keys_that_do_not_fit_each_other(args, message):
     with pytest.raises(ConfigError) as caught:
         finalized(*args.split())
     assert message in str(caught.value)
-
-
-@pytest.mark.parametrize("name, value", list(config.NOT_YET))
-def test_what_is_not_built_yet_is_refused(name, value):
-    with pytest.raises(ConfigError, match=f"{name}={value}: this version cannot do that yet; use "):
-        finalized("MODE_FPN=True", f"{name}={value}")
 
 
 @pytest.mark.parametrize("schedule", ["0x", "10x", "fast", "[]", "[20,10]", "[0,10]"])

@@ -280,11 +280,33 @@ def test_a_run_goes_on_where_it_was_stopped_with_or_without_workers(cfg, ims_per
 
     expected = list(itertools.islice(flow(0), 9))
     assert_same(itertools.islice(flow(2), 9), expected)
-    assert_same(itertools.islice(flow(0, start_step=4), 5), expected[4:])
-    assert_same(itertools.islice(flow(2, start_step=4), 5), expected[4:])
+    assert_same(itertools.islice(flow(0, first=4), 5), expected[4:])
+    assert_same(itertools.islice(flow(2, first=4), 5), expected[4:])
     assert len({int(datapoint[-1]) for datapoint in expected}) == 9
     others = list(itertools.islice(flow(0, seed=6), 9))
     assert any(datapoint[0].shape != other[0].shape for datapoint, other in zip(expected, others, strict=True))
+
+
+@pytest.mark.parametrize("num_devices, ims_per_gpu", [(2, 1), (3, 2)])
+def test_devices_share_what_one_device_would_get(cfg, num_devices, ims_per_gpu):
+    cfg.DATA.NUM_WORKERS = 0
+    dataset = data.load_training_set(cfg)
+    alone = make_train_dataflow(cfg, dataset, ims_per_gpu=num_devices * ims_per_gpu, seed=5)
+    ranks = [
+        make_train_dataflow(
+            cfg, dataset, ims_per_gpu=ims_per_gpu, seed=5, num_devices=num_devices, first=rank, every=num_devices
+        )
+        for rank in range(num_devices)
+    ]
+    together = make_train_dataflow(cfg, dataset, ims_per_gpu=ims_per_gpu, seed=5, num_devices=num_devices)
+    for datapoint, *shares in itertools.islice(zip(alone, *ranks), 6):
+        assert_same([next(iter(together)) for _ in ranks], shares)  # the replicated trainer takes one after the other
+        assert np.concatenate([share[-2] for share in shares]).tolist() == datapoint[-2].tolist()
+        assert {int(share[-1]) for share in shares} == {int(datapoint[-1])}
+        whole = datapoint[0]
+        for place, image in enumerate(image for share in shares for image in share[0]):
+            height, width = image.shape[:2]
+            assert np.array_equal(whole[place, :height, :width], image) and not whole[place, height:].any()
 
 
 def test_earlier_steps_are_not_decoded(cfg, monkeypatch):
@@ -292,7 +314,7 @@ def test_earlier_steps_are_not_decoded(cfg, monkeypatch):
     monkeypatch.setattr(
         data, "read_record_image", lambda record: read.append(record) or cv2.imread(record.file_name)
     )
-    flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0, start_step=10**6)
+    flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0, first=10**6)
     flow.reset_state()
     next(iter(flow))
     assert len(read) == 1

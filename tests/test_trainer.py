@@ -56,15 +56,15 @@ class NanGradientDetector(TinyDetector):
 class TinyData(DataFlow):
     """Steps drawn from their number alone; the steps in `bad` have a NaN box; before step k `before[k]()` is called."""
 
-    def __init__(self, start=0, bad=(), before=None):
-        self._start, self._bad, self._before = start, bad, before or {}
+    def __init__(self, start=0, every=1, bad=(), before=None):
+        self._start, self._every, self._bad, self._before = start, every, bad, before or {}
 
     def __iter__(self):
         step = self._start
         while True:
             self._before.get(step, lambda: None)()
             yield tiny_step(step, bad=step in self._bad)
-            step += 1
+            step += self._every
 
 
 def tiny_step(step, bad=False):
@@ -80,7 +80,7 @@ def tiny_step(step, bad=False):
 class JoinedData(DataFlow):
     """Two of `TinyData`'s steps in one."""
 
-    def __init__(self, start=0):
+    def __init__(self, start=0, every=1):
         self._start = start
 
     def __iter__(self):
@@ -235,7 +235,7 @@ def test_nothing_is_opened_before_the_start_weights_are_chosen(tmp_path):
 
 def test_bad_loss_stops_the_run_and_names_its_images(tmp_path):
     with pytest.raises(NonFiniteLoss) as caught:
-        train(tmp_path, 10, make_dataflow=lambda start: TinyData(start, bad=[6]), checkpoint=5)
+        train(tmp_path, 10, make_dataflow=lambda start, every: TinyData(start, bad=[6]), checkpoint=5)
     text = str(caught.value)
     assert text.startswith("not finite at step 7: box/loss_box = nan, rpn/loss_cls = nan (finite: wd = ")
     assert "images of that step: image 102 (train/2.jpg), image 103 (train/3.jpg)" in text
@@ -253,7 +253,7 @@ def test_bad_gradient_stops_the_run(tmp_path):
 
 def test_bad_step_leaves_weights_and_momentum_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(WatchLosses, "_check_finite", lambda *_: None)
-    train(tmp_path, 4, make_dataflow=lambda start: TinyData(start, bad=[2]), checkpoint=1)
+    train(tmp_path, 4, make_dataflow=lambda start, every: TinyData(start, bad=[2]), checkpoint=1)
     before, after, later = (variables_of(str(tmp_path / f"model-{step}")) for step in (2, 3, 4))
     for name in before.keys() - {"global_step"}:
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
@@ -265,7 +265,7 @@ def test_error_in_the_data_is_raised(tmp_path):
         raise ValueError("train/5.jpg cannot be decoded")
 
     with pytest.raises(ValueError, match="train/5.jpg cannot be decoded"):
-        train(tmp_path, 100, make_dataflow=lambda start: TinyData(start, before={5: fail}))
+        train(tmp_path, 100, make_dataflow=lambda start, every: TinyData(start, before={5: fail}))
 
 
 def test_input_that_ends_is_an_error(tmp_path, monkeypatch):
@@ -290,7 +290,7 @@ def test_signal_saves_and_ends_the_run(tmp_path, signum):
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     data = TinyData(before={20: lambda: os.kill(os.getpid(), signum)})
     with pytest.raises(Interrupted, match=f"{signum.name} at step .*: saved .*/model-.*; go on with") as caught:
-        train(tmp_path, 100_000, make_dataflow=lambda start: data)
+        train(tmp_path, 100_000, make_dataflow=lambda start, every: data)
     assert caught.value.signum == signum
     assert 10 < checkpoint_step(find_checkpoints(tmp_path)[-1]) < 1000
     assert handlers == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
@@ -364,7 +364,7 @@ def test_a_scaled_loss_trains_alike_after_the_steps_that_overflow(tmp_path):
     """2^15 and 2^14 overflow: two steps are not made; those after them are those of a run without scale."""
     start = start_from(0.1)
     scaled = train(tmp_path / "a", 7, detector=OverflowingDetector(), scales_loss=True, start_weights=start)
-    plain = train(tmp_path / "b", 5, make_dataflow=lambda step: TinyData(step + 2), start_weights=start)
+    plain = train(tmp_path / "b", 5, make_dataflow=lambda step, every: TinyData(step + 2), start_weights=start)
     expected, actual = variables_of(plain.last_checkpoint), variables_of(scaled.last_checkpoint)
     for name in ("conv0/W", "fc/W", "fc/b", "conv0/W/Momentum"):
         np.testing.assert_allclose(actual[name], expected[name], rtol=1e-5, err_msg=name)

@@ -4,6 +4,7 @@ A run is one tensorpack epoch of exactly the steps that remain, and every period
 at the step that the schedule names, and a resumed one does at a step what it would have done without the break.
 """
 
+import hashlib
 import json
 import logging
 import math
@@ -23,7 +24,9 @@ from tensorpack.callbacks import Callback, MonitorBase
 from tensorpack.train import StopTraining
 
 from FasterRCNN.engine.optim import LrSchedule
+from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.run_folder import write_atomically
+from FasterRCNN.engine.weights import CONFIG_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +193,7 @@ class Progress(Callback):
 
 
 class Checkpoints(Callback):
-    """Saves every variable (weights, momentum, step, config) as `model-STEP`, and keeps the last few.
+    """Saves every variable (weights, momentum, step, and the config) as `model-STEP`, and keeps the last few.
 
     `earlier` are the checkpoints of the run before it was resumed, oldest first. No later callback may make variables.
     """
@@ -205,7 +208,7 @@ class Checkpoints(Callback):
         self._last_step = -1
 
     def _setup_graph(self):
-        variables = tf.global_variables()
+        variables = tf.global_variables() + [v for v in tf.local_variables() if v.op.name == CONFIG_NAME]
         self._saver = tf.train.Saver(variables, max_to_keep=self._keep, save_relative_paths=True)
         self._saver.recover_last_checkpoints(self._earlier)
         self._best_saver = tf.train.Saver(variables, max_to_keep=0)
@@ -255,11 +258,39 @@ class Best:
         write_atomically(logdir / f"{BEST_NAME}.json", json.dumps(asdict(self)))
 
 
+class SameWeights(Callback):
+    """Raises RuntimeError, before a checkpoint is saved, when the processes of a job do not hold the same variables."""
+
+    _chief_only = False
+
+    def __init__(self, processes: Processes, variables: Mapping[str, tf.Variable], *, period: int, total_steps: int):
+        self._processes = processes
+        self._variables = dict(variables)
+        self._period = period
+        self._total_steps = total_steps
+
+    def _trigger_step(self):
+        due = self.global_step % self._period == 0 or self.global_step == self._total_steps
+        if self._processes.size == 1 or not due:
+            return
+        digest = hashlib.sha256()
+        for _, value in sorted(self.trainer.sess.run(self._variables).items()):
+            digest.update(np.ascontiguousarray(value))
+        digests = self._processes.gather(digest.hexdigest().encode())
+        other = [rank for rank, found in enumerate(digests) if found != digests[0]]
+        if other:
+            raise RuntimeError(f"at step {self.global_step} the weights of ranks {other} are not those of rank 0: "
+                               "nothing was saved; go on from the last checkpoint with --resume")
+
+
 class Evaluate(Callback):
     """Hands the weights of the session to `evaluate` every `period` steps and at the end; keeps the best checkpoint.
 
-    evaluate(weights, step) -> Evaluation. The first of `best_metrics` that an evaluation has decides which is best.
+    evaluate(weights, step) -> Evaluation; every process of a job calls it, the chief keeps what it gives. The first of
+    `best_metrics` that an evaluation has decides which is best.
     """
+
+    _chief_only = False
 
     def __init__(
         self,
@@ -283,8 +314,11 @@ class Evaluate(Callback):
         due = self.global_step % self._period == 0 or self.global_step == self._total_steps
         if self._evaluate is None or not due:
             return
-        self._checkpoints.save()  # an evaluation is long, and may be cut short
+        if self.trainer.is_chief:
+            self._checkpoints.save()  # an evaluation is long, and may be cut short
         evaluation = self._evaluate(self.trainer.sess.run(self._variables), self.global_step)
+        if not self.trainer.is_chief:
+            return
         for name, value in evaluation.metrics.items():
             self.trainer.monitors.put_scalar(name, value)
         for name, picture in evaluation.pictures.items():
@@ -305,16 +339,25 @@ class Evaluate(Callback):
 class StopOnSignal(Callback):
     """On Ctrl-C or SIGTERM ends the run after the step in progress, with a checkpoint; a second signal ends it at once.
 
-    `signum` is the signal that came, or None.
+    All processes of a job end with the same step, whichever got the signal. `signum` is the signal that came, or None.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    _chief_only = False
 
-    def __init__(self, checkpoints: Checkpoints):
+    def __init__(self, checkpoints: Checkpoints, sum_over_processes: Callable[[tf.Tensor, str], tf.Tensor]):
         self._checkpoints = checkpoints
+        self._sum_over_processes = sum_over_processes
         self._pid = os.getpid()
         self._former_handlers = {}
+        self._is_agreed = False
+        self._noted: int | None = None
         self.signum: int | None = None
+
+    def _setup_graph(self):
+        with tf.device("/cpu:0"):
+            self._is_asked = tf.placeholder(tf.float32, [], name="stop_is_asked")
+            self._number_asked = self._sum_over_processes(self._is_asked, "stops_asked")
 
     def _before_train(self):
         for signum in self.SIGNALS:
@@ -324,15 +367,23 @@ class StopOnSignal(Callback):
         if os.getpid() != self._pid:  # a forked worker inherits this handler, and must still be ended by the signal
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        elif self.signum is None:
-            self.signum = signum
+        elif self._noted is None:
+            self._noted = signum
             logger.warning("%s: stopping after this step (once more: at once)", signal.Signals(signum).name)
         else:
             raise KeyboardInterrupt
 
+    def _before_run(self, _):
+        return tf.train.SessionRunArgs(self._number_asked, {self._is_asked: float(self._noted is not None)})
+
+    def _after_run(self, _, run_values):
+        self._is_agreed = run_values.results > 0
+
     def _trigger_step(self):
-        if self.signum is not None:
-            self._checkpoints.save()
+        if self._is_agreed:
+            self.signum = self._noted or signal.SIGTERM
+            if self.trainer.is_chief:
+                self._checkpoints.save()
             raise StopTraining(signal.Signals(self.signum).name)
 
     def _after_train(self):

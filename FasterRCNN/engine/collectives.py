@@ -1,4 +1,4 @@
-"""Sums over the devices of a training step, for synchronised batch normalisation.
+"""Sums over the devices of a training step, for synchronised batch normalisation and what processes must agree on.
 
 A sum is `sum_over_devices(x, name)`: x has the same shape on every device, `name` is the same on every device (apart
 from a tower's prefix) and differs from sum to sum. The gradient of a sum is the sum of the devices' gradients.

@@ -13,6 +13,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow.compat.v1 as tf  # noqa: E402
 from tensorpack.callbacks import monitor  # noqa: E402
+from tensorpack.train import trainers  # noqa: E402
 
 
 @functools.cache
@@ -21,6 +22,7 @@ def apply():
     build_graphs()
     mend_failure_log()
     mend_image_summary()
+    mend_horovod_trainer()
     quieten()
 
 
@@ -58,6 +60,11 @@ def image_summary(name: str, images: np.ndarray) -> tf.Summary:
         value = tf.Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=png)
         summary.value.add(tag=name if len(images) == 1 else f"{name}/{k}", image=value)
     return summary
+
+
+def mend_horovod_trainer():
+    """Gives `HorovodTrainer` the TensorFlow 1 interface: it asks TensorFlow 2 for `tf.global_variables`."""
+    trainers.tf = tf
 
 
 def quieten():

@@ -17,7 +17,7 @@ from tensorpack.tfutils.common import get_global_step_var
 from tensorpack.tfutils.sesscreate import NewSessionCreator, ReuseSessionCreator
 from tensorpack.tfutils.sessinit import SessionInit
 from tensorpack.tfutils.tower import get_current_tower_context
-from tensorpack.train import ModelDesc, SimpleTrainer, SyncMultiGPUTrainerReplicated
+from tensorpack.train import HorovodTrainer, ModelDesc, SimpleTrainer, SyncMultiGPUTrainerReplicated
 
 from FasterRCNN.engine.callbacks import (
     CHECKPOINT_NAME,
@@ -29,11 +29,13 @@ from FasterRCNN.engine.callbacks import (
     MetricsFile,
     NonFiniteLoss,
     Progress,
+    SameWeights,
     StopOnSignal,
     TowerTensors,
     WatchLosses,
 )
 from FasterRCNN.engine.optim import GuardedOptimizer, LossScale, LrSchedule, weight_decay_loss
+from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.weights import CONFIG_NAME, restore
 from FasterRCNN.imaging.augment import MASK_CELLS
 from FasterRCNN.ops.layers import MOVING_AVERAGES
@@ -67,7 +69,7 @@ class DetectorModel(ModelDesc):
 
     `towers` lists what each device computes, `variables` the detector's own variables by name; both are filled when the
     graph is built. What is drawn at random for an image follows from its index and the seed of the step. scales_loss:
-    for gradients in float16.
+    for gradients in float16. sum_over_processes: see `engine/collectives.py`.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class DetectorModel(ModelDesc):
         momentum: float = 0.9,
         clip_norm: float = 0.0,
         scales_loss: bool = False,
+        sum_over_processes: Callable[[tf.Tensor, str], tf.Tensor] = lambda x, name: x,
     ):
         self._detector = detector
         self._ims_per_gpu = ims_per_gpu
@@ -88,6 +91,7 @@ class DetectorModel(ModelDesc):
         self._momentum = momentum
         self._clip_norm = clip_norm
         self._scales_loss = scales_loss
+        self.sum_over_processes = sum_over_processes
         self.towers: list[TowerTensors] = []
         self.variables: dict[str, tf.Variable] = {}
         self._moving_averages: list[tuple[tf.Variable, tf.Tensor]] = []
@@ -140,7 +144,9 @@ class DetectorModel(ModelDesc):
         )
 
     def _losses_finite(self) -> tf.Tensor:
-        return tf.reduce_all(tf.is_finite([loss for tower in self.towers for loss in tower.losses.values()]))
+        is_finite = tf.is_finite([loss for tower in self.towers for loss in tower.losses.values()])
+        bad = tf.reduce_sum(tf.cast(~is_finite, tf.float32))
+        return tf.equal(self.sum_over_processes(bad, "losses_not_finite"), 0)
 
 
 class WatchedData(ProxyDataFlow):
@@ -215,6 +221,16 @@ class GpuTrainer(OpenErrors, SyncMultiGPUTrainerReplicated):
     """A tower with its own variables on each GPU; gradients are averaged."""
 
 
+class ProcessTrainer(OpenErrors, HorovodTrainer):
+    """A tower in each process of a Horovod job; gradients are averaged."""
+
+    def __init__(self, *, half_on_wire: bool):
+        import horovod.tensorflow as hvd
+
+        super().__init__(compression=hvd.Compression.fp16 if half_on_wire else hvd.Compression.none)
+        self.BROADCAST_EVERY_EPOCH = False  # variables stay equal, which every checkpoint checks
+
+
 class StartValues(SessionInit):
     """Sets the variables of a new session: all but the config from a checkpoint, or some by name."""
 
@@ -224,7 +240,7 @@ class StartValues(SessionInit):
 
     def _setup_graph(self):
         if self._checkpoint:
-            self._saver = tf.train.Saver([v for v in tf.global_variables() if v.op.name != CONFIG_NAME])
+            self._saver = tf.train.Saver(tf.global_variables())
 
     def _run_init(self, sess):
         restore(sess, self._values)
@@ -271,7 +287,7 @@ class Periods:
 def train_detector(
     model: DetectorModel,
     *,
-    make_dataflow: Callable[[int], DataFlow],
+    make_dataflow: Callable[[int, int], DataFlow],
     describe_images: Callable[[Sequence[int]], str],
     schedule: LrSchedule,
     logdir: Path,
@@ -279,6 +295,8 @@ def train_detector(
     config_json: str,
     periods: Periods,
     gpus: Sequence[int] = (),
+    processes: Processes | None = None,
+    half_on_wire: bool = False,
     seed: int = 0,
     first_step: int = 0,
     resume: bool = False,
@@ -288,28 +306,34 @@ def train_detector(
 ) -> TrainResult:
     """Trains `model` to the end of the schedule, on the CPU when there are no `gpus`.
 
-    make_dataflow(k) gives the training data from the k-th device-step on; describe_images names images from their
-    indices. open_logdir is called when nothing is known to stand in the way any more, before anything is written or,
-    of an earlier run, lost. seed decides the variables' start values, start_weights gives some of them. evaluate is
-    called every so often and at the end; the first of best_metrics that it gives decides which checkpoint is the best.
+    make_dataflow(first, every) gives the training data of the device-steps first, first + every, …; describe_images
+    names images from their indices. open_logdir is called when nothing is known to stand in the way any more, before
+    anything is written or, of an earlier run, lost. seed decides the variables' start values, start_weights gives some
+    of them. evaluate is called every so often and at the end; the first of best_metrics that it gives decides which
+    checkpoint is the best.
     With `resume`, weights, momentum and step come from the newest checkpoint in `logdir`; first_step and start_weights
-    are not used.
+    are not used. `processes` are those of a Horovod job, all of which call this alike; the chief alone reads and writes
+    `logdir`, and its variables are where all start. half_on_wire: they exchange gradients as float16.
     Raises NonFiniteLoss, Interrupted (after a signal, saved), FileNotFoundError (nothing to resume) and what the data
     raises.
     """
     compat.apply()
-    earlier = find_checkpoints(logdir) if resume else []
-    if resume and not earlier:
+    job = processes or Processes()
+    earlier = find_checkpoints(logdir) if resume and job.is_chief else []
+    if resume and job.is_chief and not earlier:
         raise FileNotFoundError(f"no checkpoint to resume in {logdir}: start anew with --overwrite")
-    step = checkpoint_step(earlier[-1]) if resume else first_step
+    step = int(job.broadcast(str(checkpoint_step(earlier[-1]) if earlier else first_step).encode()))
+    devices = max(len(gpus), 1)
     with tf.Graph().as_default():
         tf.set_random_seed(seed)
-        data = WatchedData(make_dataflow(step * max(len(gpus), 1)))
+        data = WatchedData(make_dataflow(step * devices * job.size + job.rank * devices, job.size))
         queue = PrefetchQueue(data)
-        trainer = GpuTrainer(list(gpus)) if gpus else CpuTrainer()
+        trainer = _make_trainer(gpus, processes, half_on_wire=half_on_wire)
         trainer.setup_graph(model.get_input_signature(), queue, model.build_graph, model.get_optimizer)
         with tf.device("/cpu:0"):
-            tf.get_variable(CONFIG_NAME, initializer=tf.constant(config_json), trainable=False)
+            # A local variable is not broadcast to other processes, which Horovod cannot do with text.
+            tf.get_variable(CONFIG_NAME, initializer=tf.constant(config_json), trainable=False,
+                            collections=[tf.GraphKeys.LOCAL_VARIABLES])
 
         total, optimizer = schedule.total_steps, model.get_optimizer()
         checkpoints = Checkpoints(logdir, period=periods.checkpoint, total_steps=total, earlier=earlier)
@@ -320,7 +344,7 @@ def train_detector(
             data_waits=queue.waits,
             schedule=schedule,
             describe_images=describe_images,
-            before_stopping=checkpoints.save_first,
+            before_stopping=checkpoints.save_first if job.is_chief else lambda: None,
             period=periods.summary,
         )
         evaluation = Evaluate(
@@ -331,18 +355,21 @@ def train_detector(
             total_steps=total,
             best_metrics=best_metrics,
         )
-        stop = StopOnSignal(checkpoints)
+        stop = StopOnSignal(checkpoints, sum_over_processes=model.sum_over_processes)
+        same = SameWeights(job, model.variables, period=periods.checkpoint, total_steps=total)
         feed = FeedLearningRate(model.learning_rate, schedule)
-        if resume:
-            check_checkpoint(earlier)
-        values = start_weights(model.variable_shapes()) if start_weights and not resume else {}
-        open_logdir()
+        values = {}
+        if job.is_chief:
+            if resume:
+                check_checkpoint(earlier)
+            values = start_weights(model.variable_shapes()) if start_weights and not resume else {}
+            open_logdir()
         try:
             trainer.train(
-                [feed, watch, Progress(watch, schedule), checkpoints, evaluation, stop],
-                [TFEventWriter(str(logdir)), MetricsFile(logdir / "metrics.jsonl")],
+                [feed, watch, Progress(watch, schedule), same, checkpoints, evaluation, stop],
+                [TFEventWriter(str(logdir)), MetricsFile(logdir / "metrics.jsonl")] if job.is_chief else [],
                 _session_creator(with_gpus=bool(gpus)),
-                StartValues(checkpoint=earlier[-1]) if resume else StartValues(values={**values, "global_step": step}),
+                StartValues(checkpoint=earlier[-1]) if earlier else StartValues(values={**values, "global_step": step}),
                 steps_per_epoch=max(total - step, 0),
                 max_epoch=1,
             )
@@ -357,6 +384,12 @@ def train_detector(
         if trainer.global_step < total:
             raise RuntimeError(f"training ended at step {trainer.global_step} of {total} for no reason known here")
         return TrainResult(step=trainer.global_step, last_checkpoint=checkpoints.last, best=evaluation.best)
+
+
+def _make_trainer(gpus: Sequence[int], processes: Processes | None, *, half_on_wire: bool) -> OpenErrors:
+    if processes:
+        return ProcessTrainer(half_on_wire=half_on_wire)
+    return GpuTrainer(list(gpus)) if gpus else CpuTrainer()
 
 
 def find_checkpoints(logdir: Path) -> list[str]:
