@@ -123,6 +123,7 @@ TABLE = (
     # ---- training ----
     Key("TRAIN.NUM_GPUS", None, int | None, "GPUs to train on; None: all that are found, 0: the CPU", NOT_NEGATIVE),
     Key("TRAIN.IMS_PER_GPU", 1, int, "images per device and step", AT_LEAST_ONE),
+    Key("TRAIN.ACCUM", 1, int, "batches of each device whose gradients make one step", AT_LEAST_ONE),
     Key("TRAIN.SEED", 0, int, "seed of the images' order, augmentation, sampling and start values", NOT_NEGATIVE),
     Key("TRAIN.BASE_LR", 1e-2, float, "learning rate for 8 images a step; scaled with the true batch", ABOVE_ZERO),
     Key("TRAIN.WARMUP", 1000, int, "steps of linear warm-up, of 8 images each", NOT_NEGATIVE),

@@ -171,8 +171,8 @@ class _Example:
 class TrainBatches:
     """Makes the datapoint of any device-step, the list in the order of `train_inputs(with_masks)`.
 
-    Device-step d is what device d % num_devices gets of step d // num_devices: each its share of the step's batch, so
-    that images of a step are of like shape on all devices, and N devices with b images train on what one with N·b does.
+    Device-step d is share d % num_devices of the batch of step d // num_devices: so images of a step are of like shape
+    on all devices, and N devices with b images, or one that adds up N batches of b, train on what one with N·b does.
 
     image uint8 B×H×W×3 (BGR), padded with zeros to the largest of the step and a multiple of `pad_multiple`; image_size
     int32 B×2 (h, w before padding); gt_boxes float32 B×G×4; gt_labels int32 B×G (1..K, 0 an empty slot, -1 a crowd);

@@ -90,7 +90,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                     dataset,
                     ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
                     seed=cfg.TRAIN.SEED,
-                    num_devices=num_devices,
+                    num_devices=num_devices * cfg.TRAIN.ACCUM,
                     first=first,
                     every=every,
                 ),
@@ -106,7 +106,6 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 ),
                 gpus=gpus,
                 processes=job,
-                half_on_wire=cfg.TRAIN.HALF_ON_WIRE,
                 seed=cfg.TRAIN.SEED,
                 first_step=(cfg.TRAIN.STARTING_EPOCH - 1) * epoch,
                 resume=args.resume,
@@ -250,7 +249,7 @@ def make_schedule(cfg: Config, *, num_devices: int) -> LrSchedule:
     return lr_schedule(
         cfg.TRAIN.LR_SCHEDULE,
         base_lr=cfg.TRAIN.BASE_LR,
-        global_batch=cfg.TRAIN.IMS_PER_GPU * num_devices,
+        global_batch=cfg.TRAIN.IMS_PER_GPU * num_devices * cfg.TRAIN.ACCUM,
         warmup=cfg.TRAIN.WARMUP,
         warmup_init_lr=cfg.TRAIN.WARMUP_INIT_LR,
         decay=cfg.TRAIN.LR_DECAY,
@@ -259,14 +258,18 @@ def make_schedule(cfg: Config, *, num_devices: int) -> LrSchedule:
 
 def make_model(cfg: Config, *, num_gpus: int, job: Processes | None) -> DetectorModel:
     """The detector with its losses and optimizer."""
-    from FasterRCNN.engine.collectives import sum_over_gpus, sum_over_processes
+    from FasterRCNN.engine.collectives import average_over_processes, sum_over_gpus, sum_over_processes
     from FasterRCNN.engine.trainer import DetectorModel
     from FasterRCNN.modeling.build import build_detector
 
     several = {"sum_over_devices": sum_over_gpus(num_gpus)} if num_gpus > 1 else {}
-    agreeing = {}
+    together = {}
     if job is not None:
-        several, agreeing = {"sum_over_devices": sum_over_processes()}, {"sum_over_processes": sum_over_processes()}
+        several = {"sum_over_devices": sum_over_processes()}
+        together = {
+            "sum_over_processes": sum_over_processes(),
+            "average_gradients": average_over_processes(half_on_wire=cfg.TRAIN.HALF_ON_WIRE),
+        }
     return DetectorModel(
         build_detector(cfg, is_training=True, **several),
         ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
@@ -275,7 +278,8 @@ def make_model(cfg: Config, *, num_gpus: int, job: Processes | None) -> Detector
         momentum=cfg.TRAIN.MOMENTUM,
         clip_norm=cfg.TRAIN.GRADIENT_CLIP,
         scales_loss=cfg.TRAIN.PRECISION == "fp16",
-        **agreeing,
+        passes=cfg.TRAIN.ACCUM,
+        **together,
     )
 
 

@@ -60,6 +60,19 @@ def test_two_processes_hold_the_weights_of_one(runs):
     assert 0 < apart < 0.02 * moved
 
 
+def test_batches_added_up_over_two_processes_are_those_of_one_step(base, runs):  # noqa: F811
+    """Two processes that add up two batches of one image, against one process with four images a step."""
+    alone, together = base / "four", base / "added"
+    shared = [*TRAIN, f"DATA.BASEDIR={base}", "DATA.VAL=[]", "TRAIN.LR_SCHEDULE=[1,2]"]
+    command("train.py", "--logdir", alone, "--config", *shared, "TRAIN.IMS_PER_GPU=4")
+    job("--logdir", together, "--config", *shared, "TRAIN.IMS_PER_GPU=1", "TRAIN.ACCUM=2", "TRAINER=horovod")
+    start, expected, actual = (read_weights(path) for path in (runs[0] / "model-3", alone, together))
+    assert sum(np.abs(expected[name] - actual[name]).max() > 0 for name in expected) > 0
+    apart = np.sqrt(sum(np.sum((expected[name] - actual[name]) ** 2) for name in expected))
+    moved = np.sqrt(sum(np.sum((expected[name] - start[name]) ** 2) for name in expected))
+    assert apart < 0.05 * moved
+
+
 def test_losses_and_metrics_are_those_of_one_process(runs):
     alone, together, _ = runs
     first_alone, first_together = lines_of(alone)[0], lines_of(together)[0]

@@ -90,7 +90,7 @@ ELSEWHERE = {
         "TEST.MASK_THRESH", "TEST.RESULT_SCORE_THRESH_VIS", "DATA.CLASS_NAMES", "DATA.CATEGORY_IDS",
         "DATA.ABSOLUTE_COORD", "TRAIN.NUM_GPUS",
     ],
-    "test_horovod": ["TRAINER", "TRAIN.HALF_ON_WIRE"],
+    "test_horovod": ["TRAINER", "TRAIN.HALF_ON_WIRE", "TRAIN.ACCUM"],
     "test_config": [
         "RPN.ANCHOR_STRIDE", "FPN.ANCHOR_STRIDES",  # one value allowed
     ],

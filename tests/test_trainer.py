@@ -102,13 +102,19 @@ def train(
     evaluation=1000,
     warmup=0,
     scales_loss=False,
+    passes=1,
     **kwargs,
 ):
     logdir.mkdir(exist_ok=True)
     detector = detector or TinyDetector()
     return train_detector(
         DetectorModel(
-            detector, ims_per_gpu=batch, with_masks=False, weight_decay=1e-3, scales_loss=scales_loss
+            detector,
+            ims_per_gpu=batch,
+            with_masks=False,
+            weight_decay=1e-3,
+            scales_loss=scales_loss,
+            passes=passes,
         ),
         seed=3,
         make_dataflow=make_dataflow,
@@ -345,6 +351,31 @@ def test_two_devices_make_the_step_of_one_with_twice_the_images(tmp_path):
     single, double = (metrics_of(tmp_path / name)[-1] for name in "12")
     assert double["total_loss"] == pytest.approx(single["total_loss"], rel=1e-4)
     assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("gpus", [[], [0, 1]])
+def test_batches_added_up_make_the_step_of_one_batch(tmp_path, gpus):
+    """Of one device, two batches a step; and of two devices (both the CPU here) one each for twice the batch."""
+    options = {"make_dataflow": JoinedData, "batch": 2 * BATCH} if not gpus else {}
+    single = train(tmp_path / "1", 5, start_weights=start_from(0.1), gpus=gpus, **options)
+    added = train(tmp_path / "2", 5, passes=2, start_weights=start_from(0.1))
+    expected, actual = variables_of(single.last_checkpoint), variables_of(added.last_checkpoint)
+    sums = {name for name in actual if name.endswith("/AccumGrad")}
+    assert sums == {f"{name}/AccumGrad" for name in ("conv0/W", "fc/W", "fc/b")}
+    assert not any(actual[name].any() for name in sums)
+    assert expected.keys() == actual.keys() - sums
+    for name in expected.keys() - {"config_json"}:
+        np.testing.assert_allclose(actual[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+    single, added = (metrics_of(tmp_path / name)[-1] for name in "12")
+    assert added["total_loss"] == pytest.approx(single["total_loss"], rel=1e-4)
+    assert added["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-4)
+    assert read_weights(tmp_path / "2").keys() == {"conv0/W", "fc/W", "fc/b", "conv0/bn/mean/EMA"}
+
+
+def test_a_bad_image_of_any_batch_is_named(tmp_path):
+    with pytest.raises(NonFiniteLoss, match="not finite at step 4: .*= nan") as error:
+        train(tmp_path, 10, passes=2, make_dataflow=lambda start, every: TinyData(start, bad=[6]))
+    assert "image 102 (train/2.jpg), image 103 (train/3.jpg)" in str(error.value)
 
 
 class OverflowingDetector(TinyDetector):

@@ -84,12 +84,14 @@ class WatchLosses(Callback):
         grad_norms: Sequence[tf.Tensor],
         loss_scale: tf.Tensor | None = None,
         data_waits: Sequence[tf.Tensor],
+        passes: int = 1,
         schedule: LrSchedule,
         describe_images: Callable[[Sequence[int]], str],
         before_stopping: Callable[[], object],
         period: int,
     ):
         self._before_stopping = before_stopping
+        self._passes = passes
         self._fetches = {"towers": list(towers), "grad_norms": list(grad_norms), "data_waits": list(data_waits)}
         if loss_scale is not None:
             self._fetches["loss_scale"] = loss_scale
@@ -109,16 +111,10 @@ class WatchLosses(Callback):
 
     def _after_run(self, _, run_values):
         results = run_values.results
-        towers = results["towers"]
         norms, scale = results["grad_norms"], results.get("loss_scale", 1.0)
         overflows = scale > 1 and not np.all(np.isfinite(norms))
-        self._check_finite(towers, [0.0] if overflows else norms)
-        step_means = defaultdict(float)
-        for tower in towers:
-            for name, value in {**tower.losses, **tower.metrics}.items():
-                step_means[name] += float(value) / len(towers)
-        self.total_loss = sum(step_means[name] for name in towers[0].losses)
-        step_means.update(total_loss=self.total_loss, gradient_norm=0.0 if overflows else float(np.mean(norms)))
+        self._note_batch(results["towers"], [0.0] if overflows else norms, self.global_step)
+        step_means = {"gradient_norm": 0.0 if overflows else float(np.mean(norms))}
         if "loss_scale" in results:
             step_means.update(loss_scale=float(scale), steps_not_made=float(overflows))
         step_means["data_wait_seconds"] = float(np.max(results["data_waits"], initial=0.0))
@@ -126,7 +122,25 @@ class WatchLosses(Callback):
             self._sums[name] += value
         self._count += 1
 
-    def _check_finite(self, towers: Sequence[TowerTensors], grad_norms: Sequence[float]):
+    def add_up(self, session: tf.Session, accumulate: tf.Operation, *, times: int) -> None:
+        """Runs the batches of a step before its last, watched alike."""
+        fetches = {name: self._fetches[name] for name in ("towers", "data_waits")}
+        for _ in range(times):
+            _, results = session.run([accumulate, fetches])
+            self._note_batch(results["towers"], [0.0], self.global_step + 1)
+            self._sums["data_wait_seconds"] += float(np.max(results["data_waits"], initial=0.0))
+
+    def _note_batch(self, towers: Sequence[TowerTensors], grad_norms: Sequence[float], step: int):
+        self._check_finite(towers, grad_norms, step)
+        batch_means = defaultdict(float)
+        for tower in towers:
+            for name, value in {**tower.losses, **tower.metrics}.items():
+                batch_means[name] += float(value) / len(towers)
+        self.total_loss = batch_means["total_loss"] = sum(batch_means[name] for name in towers[0].losses)
+        for name, value in batch_means.items():
+            self._sums[name] += value / self._passes
+
+    def _check_finite(self, towers: Sequence[TowerTensors], grad_norms: Sequence[float], step: int):
         bad = [tower for tower in towers if not np.all(np.isfinite(list(tower.losses.values())))]
         if not bad and np.all(np.isfinite(grad_norms)):
             return
@@ -137,9 +151,9 @@ class WatchLosses(Callback):
         images = self._describe_images([int(index) for tower in to_blame for index in tower.image_index])
         self._before_stopping()
         raise NonFiniteLoss(
-            f"not finite at step {self.global_step}: {wrong or 'the gradient'} (finite: {right or 'no term'})\n"
+            f"not finite at step {step}: {wrong or 'the gradient'} (finite: {right or 'no term'})\n"
             f"  images of that step: {images}\n"
-            f"  learning rate {self._schedule.lr_at(self.global_step - 1):g}, "
+            f"  learning rate {self._schedule.lr_at(step - 1):g}, "
             f"global batch {self._schedule.global_batch}, gradient norm {float(np.max(grad_norms)):g}"
         )
 

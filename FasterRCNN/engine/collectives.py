@@ -29,6 +29,18 @@ def sum_over_processes():
     return differentiable(reduce)
 
 
+def average_over_processes(*, half_on_wire):
+    """Return the function that averages a list of gradients over the processes of a Horovod job.
+
+    half_on_wire: they are exchanged as float16.
+    """
+    import horovod.tensorflow as hvd
+
+    compression = hvd.Compression.fp16 if half_on_wire else hvd.Compression.none
+    return lambda grads: [hvd.allreduce(grad, op=hvd.Average, compression=compression, name=f"gradient_{i}")
+                          for i, grad in enumerate(grads)]
+
+
 def differentiable(reduce):
     """Return sum_over_devices from reduce(x, name), a sum without a gradient."""
     def sum_over_devices(x, name):

@@ -131,6 +131,8 @@ class GuardedOptimizer(ProxyOptimizer):
     `moving_averages` gives the variables that are no weights with their values after the step, set by the first call.
     `loss_scale` multiplies the loss that is differentiated and divides the gradients; `loss_scale_used` is its value
     in the step.
+    `passes`: gradients of that many batches make a step. All but the last are only added up, by `accumulate_ops`; the
+    last, with the optimizer's own operation, takes their mean, of all processes by `average_gradients`.
     `grad_norms` collects the global norm, before clipping, of each call (one per device in replicated training).
     """
 
@@ -140,16 +142,21 @@ class GuardedOptimizer(ProxyOptimizer):
         *,
         losses_finite: Callable[[], tf.Tensor],
         moving_averages: Callable[[], Sequence[tuple[tf.Variable, tf.Tensor]]] = tuple,
+        average_gradients: Callable[[list[tf.Tensor]], list[tf.Tensor]] = list,
         loss_scale: LossScale | None = None,
         clip_norm: float = 0.0,
+        passes: int = 1,
     ):
         super().__init__(optimizer, name="GuardedOptimizer")
         self._losses_finite = losses_finite
         self._moving_averages = moving_averages
+        self._average_gradients = average_gradients
+        self._passes = passes
         self._loss_scale = loss_scale
         self.loss_scale_used: tf.Tensor | None = None
         self._clip_norm = clip_norm
         self.grad_norms: list[tf.Tensor] = []
+        self.accumulate_ops: list[tf.Operation] = []
 
     def compute_gradients(self, loss, *args, **kwargs):
         if not self._loss_scale:
@@ -160,6 +167,10 @@ class GuardedOptimizer(ProxyOptimizer):
 
     def apply_gradients(self, grads_and_vars, global_step=None, name=None):
         grads, variables = zip(*grads_and_vars)
+        sums = self._accumulate(grads, variables) if self._passes > 1 else []
+        if sums:
+            grads = [(total + grad) / self._passes for total, grad in zip(sums, grads)]
+        grads = self._average_gradients(list(grads))
         norm = tf.global_norm(grads)
         is_first = not self.grad_norms
         averages = self._moving_averages() if is_first else []
@@ -172,9 +183,22 @@ class GuardedOptimizer(ProxyOptimizer):
             updates = [tf.assign(variable, value) for variable, value in averages]
             return tf.group(self._opt.apply_gradients(list(zip(grads, variables)), global_step), *updates)
 
-        if not (is_first and self._loss_scale):
-            return tf.cond(finite, step, tf.no_op, name=name)
-        return tf.group(tf.cond(finite, step, tf.no_op), self._loss_scale.update(finite), name=name)
+        made = [tf.cond(finite, step, tf.no_op)]
+        if is_first and self._loss_scale:
+            made.append(self._loss_scale.update(finite))
+        with tf.control_dependencies([*made, *grads]):
+            cleared = [tf.assign(total, tf.zeros_like(total)) for total in sums]
+        return tf.group(*made, *cleared, name=name)
+
+    def _accumulate(self, grads: Sequence[tf.Tensor], variables: Sequence[tf.Variable]) -> list[tf.Variable]:
+        """The sums of the gradients of a step's batches before the last, all zero after it."""
+        sums = [
+            tf.get_variable(f"{variable.op.name}/AccumGrad", variable.shape, initializer=tf.zeros_initializer(),
+                            trainable=False)
+            for variable in variables
+        ]
+        self.accumulate_ops.append(tf.group(*(tf.assign_add(total, grad) for total, grad in zip(sums, grads))))
+        return sums
 
 
 def weight_decay_loss(variables: Sequence[tf.Variable], weight_decay: float) -> tf.Tensor:

@@ -69,7 +69,7 @@ class DetectorModel(ModelDesc):
 
     `towers` lists what each device computes, `variables` the detector's own variables by name; both are filled when the
     graph is built. What is drawn at random for an image follows from its index and the seed of the step. scales_loss:
-    for gradients in float16. sum_over_processes: see `engine/collectives.py`.
+    for gradients in float16. passes: batches a step. sum_over_processes, average_gradients: see engine/collectives.py.
     """
 
     def __init__(
@@ -82,7 +82,9 @@ class DetectorModel(ModelDesc):
         momentum: float = 0.9,
         clip_norm: float = 0.0,
         scales_loss: bool = False,
+        passes: int = 1,
         sum_over_processes: Callable[[tf.Tensor, str], tf.Tensor] = lambda x, name: x,
+        average_gradients: Callable[[list[tf.Tensor]], list[tf.Tensor]] = list,
     ):
         self._detector = detector
         self._ims_per_gpu = ims_per_gpu
@@ -91,7 +93,9 @@ class DetectorModel(ModelDesc):
         self._momentum = momentum
         self._clip_norm = clip_norm
         self._scales_loss = scales_loss
+        self.passes = passes
         self.sum_over_processes = sum_over_processes
+        self._average_gradients = average_gradients
         self.towers: list[TowerTensors] = []
         self.variables: dict[str, tf.Variable] = {}
         self._moving_averages: list[tuple[tf.Variable, tf.Tensor]] = []
@@ -139,7 +143,9 @@ class DetectorModel(ModelDesc):
             sgd,
             losses_finite=self._losses_finite,
             moving_averages=lambda: self._moving_averages,
+            average_gradients=self._average_gradients,
             loss_scale=LossScale() if self._scales_loss else None,
+            passes=self.passes,
             clip_norm=self._clip_norm,
         )
 
@@ -196,8 +202,11 @@ class OpenErrors:
     an operation that was aborted.
     """
 
+    add_up_batches: Callable[[], None] = staticmethod(lambda: None)  # all batches of a step but the last
+
     def run_step(self):
         try:
+            self.add_up_batches()
             super().run_step()
         except tf.errors.OutOfRangeError as error:
             raise InputClosed(f"the input queue was closed before step {self.global_step + 1}") from error
@@ -222,13 +231,14 @@ class GpuTrainer(OpenErrors, SyncMultiGPUTrainerReplicated):
 
 
 class ProcessTrainer(OpenErrors, HorovodTrainer):
-    """A tower in each process of a Horovod job; gradients are averaged."""
+    """A tower in each process of a Horovod job."""
 
-    def __init__(self, *, half_on_wire: bool):
-        import horovod.tensorflow as hvd
-
-        super().__init__(compression=hvd.Compression.fp16 if half_on_wire else hvd.Compression.none)
+    def __init__(self):
+        super().__init__()
         self.BROADCAST_EVERY_EPOCH = False  # variables stay equal, which every checkpoint checks
+
+    def allreduce(self, grads):
+        return grads  # the optimizer averages them, once for all batches of a step
 
 
 class StartValues(SessionInit):
@@ -296,7 +306,6 @@ def train_detector(
     periods: Periods,
     gpus: Sequence[int] = (),
     processes: Processes | None = None,
-    half_on_wire: bool = False,
     seed: int = 0,
     first_step: int = 0,
     resume: bool = False,
@@ -313,7 +322,7 @@ def train_detector(
     checkpoint is the best.
     With `resume`, weights, momentum and step come from the newest checkpoint in `logdir`; first_step and start_weights
     are not used. `processes` are those of a Horovod job, all of which call this alike; the chief alone reads and writes
-    `logdir`, and its variables are where all start. half_on_wire: they exchange gradients as float16.
+    `logdir`, and its variables are where all start.
     Raises NonFiniteLoss, Interrupted (after a signal, saved), FileNotFoundError (nothing to resume) and what the data
     raises.
     """
@@ -326,9 +335,10 @@ def train_detector(
     devices = max(len(gpus), 1)
     with tf.Graph().as_default():
         tf.set_random_seed(seed)
-        data = WatchedData(make_dataflow(step * devices * job.size + job.rank * devices, job.size))
+        first = step * model.passes * devices * job.size
+        data = WatchedData(make_dataflow(first + job.rank, job.size))
         queue = PrefetchQueue(data)
-        trainer = _make_trainer(gpus, processes, half_on_wire=half_on_wire)
+        trainer = ProcessTrainer() if processes else GpuTrainer(list(gpus)) if gpus else CpuTrainer()
         trainer.setup_graph(model.get_input_signature(), queue, model.build_graph, model.get_optimizer)
         with tf.device("/cpu:0"):
             # A local variable is not broadcast to other processes, which Horovod cannot do with text.
@@ -342,11 +352,15 @@ def train_detector(
             grad_norms=optimizer.grad_norms,
             loss_scale=optimizer.loss_scale_used,
             data_waits=queue.waits,
+            passes=model.passes,
             schedule=schedule,
             describe_images=describe_images,
             before_stopping=checkpoints.save_first if job.is_chief else lambda: None,
             period=periods.summary,
         )
+        if model.passes > 1:
+            add_up = tf.group(*optimizer.accumulate_ops)
+            trainer.add_up_batches = lambda: watch.add_up(trainer.sess, add_up, times=model.passes - 1)
         evaluation = Evaluate(
             evaluate,
             variables=model.variables,
@@ -384,12 +398,6 @@ def train_detector(
         if trainer.global_step < total:
             raise RuntimeError(f"training ended at step {trainer.global_step} of {total} for no reason known here")
         return TrainResult(step=trainer.global_step, last_checkpoint=checkpoints.last, best=evaluation.best)
-
-
-def _make_trainer(gpus: Sequence[int], processes: Processes | None, *, half_on_wire: bool) -> OpenErrors:
-    if processes:
-        return ProcessTrainer(half_on_wire=half_on_wire)
-    return GpuTrainer(list(gpus)) if gpus else CpuTrainer()
 
 
 def find_checkpoints(logdir: Path) -> list[str]:
