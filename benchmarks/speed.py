@@ -91,7 +91,7 @@ def time_inference(overrides, repeats):
         return timed(lambda: run(*values), repeats) / batch, f"{batch} x {int(found['num_detections'][0])} detections"
 
 
-def time_training(overrides, repeats):
+def time_training(overrides, repeats, num_objects=NUM_OBJECTS):
     """Return (seconds an image of each training step, what was trained)."""
     import tensorflow.compat.v1 as tf
 
@@ -100,12 +100,12 @@ def time_training(overrides, repeats):
 
     cfg = benchmark_config(overrides, is_training=True)
     batch, random = cfg.TRAIN.IMS_PER_GPU, np.random.default_rng(0)
-    corners = random.uniform(0, [WIDTH - 300, HEIGHT - 300], (batch, NUM_OBJECTS, 2))
-    boxes = np.concatenate([corners, corners + random.uniform(40, 300, (batch, NUM_OBJECTS, 2))], axis=2)
+    corners = random.uniform(0, [WIDTH - 300, HEIGHT - 300], (batch, num_objects, 2))
+    boxes = np.concatenate([corners, corners + random.uniform(40, 300, (batch, num_objects, 2))], axis=2)
     image, image_size = photos(batch)
     values = {"image": image, "image_size": image_size, "gt_boxes": boxes.astype(np.float32),
-              "gt_labels": random.integers(1, 81, (batch, NUM_OBJECTS)).astype(np.int32),
-              "gt_masks": np.full((batch, NUM_OBJECTS, 112, 14), 255, np.uint8),
+              "gt_labels": random.integers(1, 81, (batch, num_objects)).astype(np.int32),
+              "gt_masks": np.full((batch, num_objects, 112, 14), 255, np.uint8),
               "image_seeds": np.zeros((batch, 2), np.int32)}
     with tf.Graph().as_default():
         inputs = {name: tf.placeholder(value.dtype, value.shape) for name, value in values.items()}
@@ -114,7 +114,7 @@ def time_training(overrides, repeats):
         step = tf.train.MomentumOptimizer(1e-6, cfg.TRAIN.MOMENTUM).minimize(tf.add_n(list(losses.values())))
         with reference_session(tf) as session:
             run = session.make_callable(step, list(inputs.values()))
-            return timed(lambda: run(*values.values()), repeats) / batch, f"{batch} x {NUM_OBJECTS} objects"
+            return timed(lambda: run(*values.values()), repeats) / batch, f"{batch} x {num_objects} objects"
 
 
 def main():

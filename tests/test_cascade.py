@@ -94,8 +94,8 @@ def first_sample(boxes):
     """A RoISample in NumPy: the best object of each box at IoU 0.5."""
     overlap = np.array([[[iou(box, gt) if label > 0 else 0 for gt, label in zip(GT_BOXES[i], GT_LABELS[i])]
                          for box in boxes[i]] for i in range(2)])
-    matched, foreground = overlap.argmax(2).astype(np.int32), overlap.max(2) >= IOUS[0]
-    labels = np.where(foreground, np.take_along_axis(GT_LABELS, matched, 1), 0).astype(np.int32)
+    matched, foreground = overlap.argmax(2), overlap.max(2) >= IOUS[0]
+    labels = np.where(foreground, np.take_along_axis(GT_LABELS, matched, 1), 0).astype(np.int64)
     chosen = np.ones(foreground.shape, bool)
     chosen[1, -1] = foreground[1, -1] = False
     labels[1, -1] = 0

@@ -7,7 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny import evaluate
 
-from FasterRCNN.ops.roi_align import crop_bilinear, fpn_level, multilevel_roi_align, roi_align
+from FasterRCNN.ops.roi_align import crop_bilinear, fpn_level, multilevel_roi_align, repeat_edge, roi_align
 
 
 def bilinear(plane, y, x):
@@ -150,3 +150,16 @@ def test_no_boxes():
 
     pooled, gradient = evaluate(build, feature)
     assert pooled.shape == (0, 7, 7, 3) and not gradient.any()
+
+
+def test_a_repeated_edge_and_its_gradient_are_those_of_a_symmetric_pad():
+    random = np.random.default_rng(0)
+    x, weights = random.normal(size=(2, 3, 4, 5)), random.normal(size=(2, 5, 6, 5))
+
+    def build(x, weights):
+        padded = [repeat_edge(x), tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], mode="SYMMETRIC")]
+        return [(y, tf.gradients(tf.reduce_sum(y * weights), x)[0]) for y in padded]
+
+    (y, gradient), (expected, expected_gradient) = evaluate(build, x, weights)
+    assert np.array_equal(y, expected)
+    np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-6)

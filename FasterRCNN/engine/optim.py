@@ -111,14 +111,14 @@ class LossScale:
 
     def __init__(self, start: float = 2.0**15):
         self.value = tf.get_variable("loss_scale/value", initializer=start, trainable=False)
-        self._steady = tf.get_variable("loss_scale/steady_steps", initializer=0, trainable=False)
+        self._steady = tf.get_variable("loss_scale/steady_steps", initializer=0.0, trainable=False)
 
     def update(self, finite: tf.Tensor) -> tf.Operation:
         """Adapt to a step whose gradients were all finite, or not."""
         grows = tf.logical_and(finite, self._steady + 1 >= self.STEADY_STEPS)
         # All are read before any is written: assignments made below see what the tensors above them read.
         value = tf.where(finite, tf.where(grows, 2.0 * self.value, 1.0 * self.value), tf.maximum(self.value / 2, 1.0))
-        steady = tf.where(tf.logical_and(finite, ~grows), self._steady + 1, 0)
+        steady = tf.where(tf.logical_and(finite, ~grows), self._steady + 1, 0.0)
         with tf.control_dependencies([value, steady]):
             return tf.group(tf.assign(self.value, value), tf.assign(self._steady, steady))
 

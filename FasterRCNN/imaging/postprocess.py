@@ -8,6 +8,7 @@ work and memory follow the box, not the image.
 D: detections, M: mask side.
 """
 
+import math
 from collections.abc import Iterable
 
 import numpy as np
@@ -55,26 +56,31 @@ def paste_masks_to_rle(
 def _paste(mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float) -> tuple[np.ndarray, int, int]:
     """The part of the image that a mask reaches, bool columns × rows, and its left and top; empty for an empty box."""
     x1, y1, x2, y2 = np.asarray(box, np.float64)
-    rows, columns = mask.shape
-    x_weights, left = _hat_weights(x1, x2, columns, width)
-    y_weights, top = _hat_weights(y1, y2, rows, height)
-    return x_weights @ mask.T.astype(np.float32) @ y_weights.T >= threshold, left, top
+    # Not a product of matrices: BLAS would take threads for it, which wait in busy loops beside the network's.
+    padded = np.zeros(np.add(mask.shape, 2), np.float32)
+    padded[1:-1, 1:-1] = mask
+    along_y, top = _interpolate(padded, y1, y2, height)
+    columns, left = _interpolate(np.ascontiguousarray(along_y.T), x1, x2, width)
+    return columns >= threshold, left, top
 
 
-def _hat_weights(start: float, stop: float, cells: int, limit: int) -> tuple[np.ndarray, int]:
-    """Linear interpolation between the cells of [start, stop] at the pixel centres of [0, limit] that they reach.
+def _interpolate(padded: np.ndarray, start: float, stop: float, limit: int) -> tuple[np.ndarray, int]:
+    """Linear interpolation between the rows of a padded mask, whose cells cover [start, stop], at pixel centres.
 
-    Returns float32 pixels × cells and the first pixel. Within half a cell of the ends a row sums to less than 1:
-    the rest is the weight of the ring of zeros.
+    Returns float32 pixels × … of the pixels of [0, limit] that the mask reaches, and the first of them.
     """
     if not (np.isfinite(start) and np.isfinite(stop) and start < stop):
-        return np.zeros((0, cells), np.float32), 0
+        return np.zeros((0, *padded.shape[1:]), np.float32), 0
+    cells = len(padded) - 2
     cell = (stop - start) / cells
-    first = int(np.clip(np.ceil(start - 0.5 * cell - 0.5), 0, limit))
-    end = int(np.clip(np.floor(stop + 0.5 * cell - 0.5) + 1, first, limit))
-    positions = (np.arange(first, end) + 0.5 - start) / cell - 0.5
-    weights = 1 - np.abs(positions[:, None] - np.arange(cells))
-    return np.maximum(weights, 0).astype(np.float32), first
+    first = min(max(math.ceil(start - 0.5 * cell - 0.5), 0), limit)
+    end = min(max(math.floor(stop + 0.5 * cell + 0.5), first), limit)
+    positions = (np.arange(first, end) + 0.5 - start) / cell + 0.5
+    below = np.minimum(positions.astype(np.int64), cells)
+    values = (padded[1:] - padded[:-1])[below]
+    values *= (positions - below).astype(np.float32)[:, None]
+    values += padded[below]
+    return values, first
 
 
 def _encode_columns(columns: np.ndarray, left: int, top: int, height: int, width: int) -> dict:
@@ -83,11 +89,11 @@ def _encode_columns(columns: np.ndarray, left: int, top: int, height: int, width
     stride = columns.shape[1] + 1
     bordered = np.zeros(len(columns) * stride + 1, bool)
     bordered[1:].reshape(-1, stride)[:, :-1] = columns
-    column, row = np.divmod(np.flatnonzero(bordered[1:] != bordered[:-1]), stride)
-    edges = (left + column) * height + top + row
+    edges = np.flatnonzero(bordered[1:] != bordered[:-1])
+    edges += left * height + top + edges // stride * (height - stride)
     # Where a run reaches the image's bottom and the next begins at its top, COCO sees one run.
-    edges, times = np.unique(edges, return_counts=True)
-    edges = edges[times == 1]
+    borders = np.concatenate([[-1], edges, [-1]])
+    edges = edges[(edges != borders[:-2]) & (edges != borders[2:])]
     counts = np.diff(edges, prepend=0, append=height * width)
     if counts[-1] == 0:
         counts = counts[:-1]

@@ -11,6 +11,7 @@ import tensorflow.compat.v1 as tf
 from ..ops.boxes import pairwise_iou
 from ..ops.layers import conv2d, fully_connected, group_norm, normal
 from ..ops.nms import separate_by_label
+from ..ops.rows import gather_rows, map_rows
 from ..ops.sampling import sample_foreground_background, uniform_rows
 
 ROI_STREAM = [0, 64]  # added to an image's seed: the anchors of level l are drawn from [0, l]
@@ -22,14 +23,15 @@ def with_one_filled(valid, among=None):
     Of an empty batch oneDNN's convolutions return the shape of their input (seen with TensorFlow 2.21).
     """
     candidates = tf.ones_like(valid) if among is None else among
-    first = tf.argmax(tf.cast(tf.reshape(candidates, [-1]), tf.int32))
-    slot = tf.reshape(tf.equal(tf.range(tf.size(valid), dtype=tf.int64), first), tf.shape(valid))
+    first = tf.argmax(tf.cast(tf.reshape(candidates, [-1]), tf.float32))
+    slot = tf.reshape(tf.equal(tf.range(tf.size(valid, out_type=tf.int64)), first), tf.shape(valid))
     return valid | (slot & ~tf.reduce_any(valid))
 
 
 def compact(x, valid):
     """Drop the empty slots: B×S×…, bool B×S -> R×…."""
-    return tf.boolean_mask(x, valid)
+    rows = tf.reshape(x, tf.concat([[-1], tf.shape(x)[valid.shape.rank:]], axis=0))
+    return tf.gather(rows, tf.where(tf.reshape(valid, [-1]))[:, 0])
 
 
 def expand(x, valid):
@@ -41,15 +43,15 @@ def expand(x, valid):
 
 
 def image_indices(valid):
-    """Return the image of each filled slot: bool B×S -> int32 R."""
-    return tf.cast(tf.where(valid)[:, 0], tf.int32)
+    """Return the image of each filled slot: bool B×S -> int64 R."""
+    return tf.where(valid)[:, 0]
 
 
 @dataclass(frozen=True)
 class RoISample:
     """The RoIs of a batch that are trained, S of each image, foreground first.
 
-    boxes: float32 B×S×4; labels: int32 B×S, 0 background; matched: int32 B×S into G; is_foreground, is_chosen: bool
+    boxes: float32 B×S×4; labels: int64 B×S, 0 background; matched: int64 B×S into G; is_foreground, is_chosen: bool
     B×S.
     """
 
@@ -71,16 +73,16 @@ def sample_rois(proposals, gt_boxes, gt_labels, image_seeds, *, total, foregroun
     keys = uniform_rows(image_seeds + ROI_STREAM, tf.shape(boxes)[1])
     indices, foreground, chosen = sample_foreground_background(
         is_foreground & valid, ~is_foreground & valid, total, int(total * foreground_ratio), keys)
-    matched = tf.gather(best_index, indices, batch_dims=1)
-    labels = tf.where(foreground, tf.gather(gt_labels, matched, batch_dims=1), tf.zeros_like(matched))
-    sampled = tf.gather(boxes, indices, batch_dims=1)
+    matched = gather_rows(best_index, indices)
+    labels = tf.where(foreground, gather_rows(tf.cast(gt_labels, tf.int64), matched), tf.zeros_like(matched))
+    sampled = gather_rows(boxes, indices)
     return RoISample(tf.stop_gradient(sampled), labels, matched, foreground, chosen)
 
 
 def match_objects(boxes, gt_boxes, gt_labels, foreground_thresh):
-    """Return (IoU with some object ≥ `foreground_thresh`, bool B×P; the best object, int32 B×P into G)."""
+    """Return (IoU with some object ≥ `foreground_thresh`, bool B×P; the best object, int64 B×P into G)."""
     iou = pairwise_iou(boxes, gt_boxes) * tf.cast(gt_labels > 0, tf.float32)[:, None, :]
-    return tf.reduce_max(iou, axis=2) >= foreground_thresh, tf.argmax(iou, axis=2, output_type=tf.int32)
+    return tf.reduce_max(iou, axis=2) >= foreground_thresh, tf.argmax(iou, axis=2)
 
 
 def two_fc_head(x, *, fc_dim, **_):
@@ -136,16 +138,16 @@ def select_detections(boxes, deltas, scores, valid, image_size, *, decode, score
         candidate_scores = tf.gather_nd(roi_scores, tf.stack([roi, label], axis=1))
         # Only candidates are decoded: of P·K pairs few pass the threshold.
         decoded = decode(tf.gather(roi_boxes, roi)[None], candidate_deltas[None, :, None], size[None])[0, :, 0]
-        label = tf.cast(label, tf.int32)
         apart = separate_by_label(decoded, label - 1, num_classes)
         keep = tf.image.non_max_suppression(apart, candidate_scores, max_detections, iou_threshold=nms_thresh)
-        missing = max_detections - tf.shape(keep)[0]
-        return (tf.pad(tf.gather(decoded, keep), [[0, missing], [0, 0]]),
-                tf.pad(tf.gather(candidate_scores, keep), [[0, missing]]),
-                tf.pad(tf.gather(label, keep), [[0, missing]]), tf.shape(keep)[0])
+        kept = tf.gather(decoded, keep)
+        count = tf.shape(kept)[0]
+        missing = max_detections - count
+        return (tf.pad(kept, [[0, missing], [0, 0]]), tf.pad(tf.gather(candidate_scores, keep), [[0, missing]]),
+                tf.pad(tf.cast(tf.gather(label, keep), tf.float32), [[0, missing]]), tf.cast(count, tf.int64))
 
-    final = tf.map_fn(one, (boxes, deltas, scores, valid, image_size),
-                      fn_output_signature=(tf.float32, tf.float32, tf.int32, tf.int32))
-    kept_boxes, kept_scores, kept_labels, count = final
+    size = tf.cast(image_size, tf.float32)
+    kept_boxes, kept_scores, kept_labels, count = map_rows(
+        one, [boxes, deltas, scores, valid, size], [tf.float32, tf.float32, tf.float32, tf.int64])
     return FinalBoxes(tf.reshape(kept_boxes, [-1, max_detections, 4]), tf.reshape(kept_scores, [-1, max_detections]),
-                      tf.reshape(kept_labels, [-1, max_detections]), count)
+                      tf.cast(tf.reshape(kept_labels, [-1, max_detections]), tf.int64), count)

@@ -160,7 +160,7 @@ def c4_parts(cfg, backbone):
         "backbone": partial(backbone, num_groups=3),
         "neck": lambda maps, extent: [extent.at(stride).extend_edge(maps[-1])],
         "box_features": box_features,
-        "box_network": partial(tf.reduce_mean, axis=[1, 2]),
+        "box_network": lambda x: tf.reduce_mean(x, axis=[1, 2], keepdims=True)[:, 0, 0],
         "mask_head": scoped_mask_head(cfg, mask_head, num_convs=0) if cfg.MODE_MASK else None,
     }
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from ..ops.boxes import area, clip_boxes, decode_boxes
+from ..ops.rows import gather_rows
 from .box_head import RoISample, expand, match_objects, with_one_filled
 from .losses import box_head_losses
 
@@ -85,7 +86,7 @@ def relabel_rois(rois, boxes, gt_boxes, gt_labels, foreground_thresh):
     chosen = rois.is_chosen & (area(boxes) > 0)
     is_foreground, matched = match_objects(boxes, gt_boxes, gt_labels, foreground_thresh)
     foreground = is_foreground & chosen
-    labels = tf.where(foreground, tf.gather(gt_labels, matched, batch_dims=1), tf.zeros_like(matched))
+    labels = tf.where(foreground, gather_rows(tf.cast(gt_labels, tf.int64), matched), tf.zeros_like(matched))
     return RoISample(boxes, labels, matched, foreground, chosen)
 
 
@@ -93,7 +94,7 @@ def box_metrics(logits, rois):
     """Return what tells how a stage's training goes, a dict of scalars (means over the batch): logits B×S×(K+1)."""
     chosen = tf.cast(rois.is_chosen, tf.float32)
     foreground = tf.cast(rois.is_foreground, tf.float32)
-    right = tf.cast(tf.equal(tf.argmax(logits, axis=2, output_type=tf.int32), rois.labels), tf.float32)
+    right = tf.cast(tf.equal(tf.argmax(logits, axis=2), rois.labels), tf.float32)
     return {
         "foreground": tf.reduce_mean(tf.reduce_sum(foreground, axis=1)),
         "accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * chosen), tf.reduce_sum(chosen)),

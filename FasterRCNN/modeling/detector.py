@@ -12,7 +12,7 @@ from ..ops.extent import BatchExtent
 from .box_head import FinalBoxes, compact, expand, image_indices, with_one_filled
 from .cascade import BoxStage, score_boxes, train_boxes
 from .losses import mask_loss, rpn_losses
-from .mask_head import mask_targets, masks_of_labels
+from .mask_head import gather_bytes, mask_targets, masks_of_labels
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Detector:
         proposals = self.propose(self.rpn_head(levels, extent), image_size, training=False)
         boxes, deltas, scores = self.score_boxes(levels, extent, proposals.boxes, proposals.valid, image_size)
         final = self.select_detections(boxes, deltas, scores, proposals.valid, image_size)
-        result = {"boxes": final.boxes, "scores": final.scores, "labels": final.labels, "num_detections": final.count}
+        result = {"boxes": final.boxes, "scores": final.scores, "labels": tf.cast(final.labels, tf.int32),
+                  "num_detections": tf.cast(final.count, tf.int32)}
         if self.mask_head:
             result["masks"] = self._detect_masks(levels, extent, final)
         return result
@@ -106,15 +107,14 @@ class Detector:
         if self.mask_features:
             features = self.mask_features(levels, boxes, image_index, extent)
         else:
-            features = tf.boolean_mask(box_features, compact(filled, box_filled))
+            features = compact(box_features, compact(filled, box_filled))
         logits = masks_of_labels(self.mask_head(features), compact(rois.labels, filled))
         objects = tf.stack([image_index, compact(rois.matched, filled)], axis=1)
-        targets = mask_targets(boxes, tf.gather_nd(gt_boxes, objects), tf.gather_nd(gt_masks, objects),
-                               logits.shape[1])
+        targets = mask_targets(boxes, tf.gather_nd(gt_boxes, objects), gather_bytes(gt_masks, objects), logits.shape[1])
         return mask_loss(logits, targets, compact(rois.is_foreground, filled), image_index, filled.shape[0])
 
     def _detect_masks(self, levels, extent, final: FinalBoxes):
-        valid = tf.sequence_mask(final.count, final.boxes.shape[1])
+        valid = tf.range(final.boxes.shape[1], dtype=tf.int64)[None] < final.count[:, None]
         filled = with_one_filled(valid)
         pool = self.mask_features or self.box_features
         features = pool(levels, compact(final.boxes, filled), image_indices(filled), extent)

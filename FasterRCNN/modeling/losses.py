@@ -2,6 +2,7 @@
 import tensorflow.compat.v1 as tf
 
 from ..ops.boxes import encode_boxes
+from ..ops.rows import gather_rows
 
 RPN_HUBER_DELTA = 1.0 / 9
 
@@ -11,13 +12,14 @@ def rpn_losses(objectness, deltas, sample, *, total):
 
     objectness B×A logits, deltas B×A×4, sample: AnchorSample; both are sums divided by `total` anchors an image.
     """
-    logits = tf.gather(objectness, sample.indices, batch_dims=1)
+    logits = gather_rows(objectness, sample.indices)
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=tf.cast(sample.is_foreground, tf.float32), logits=logits)
     class_loss = tf.reduce_sum(tf.where(sample.is_chosen, entropy, tf.zeros_like(entropy)), axis=1) / total
     targets = encode_boxes(sample.boxes, sample.anchors)
-    errors = tf.gather(deltas, sample.indices, batch_dims=1) - targets
+    errors = gather_rows(deltas, sample.indices) - targets
     errors = tf.where(sample.is_foreground[..., None] & tf.ones_like(errors, tf.bool), errors, tf.zeros_like(errors))
-    box_loss = tf.reduce_sum(huber(errors, RPN_HUBER_DELTA), axis=[1, 2]) / RPN_HUBER_DELTA / total
+    box_loss = tf.reduce_sum(huber(errors, RPN_HUBER_DELTA), axis=[1, 2], keepdims=True)[:, 0, 0]
+    box_loss = box_loss / RPN_HUBER_DELTA / total
     return tf.reduce_mean(class_loss), tf.reduce_mean(box_loss)
 
 
@@ -31,11 +33,12 @@ def box_head_losses(logits, deltas, sample, gt_boxes, *, weights):
     entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=sample.labels, logits=logits)
     class_loss = tf.reduce_sum(tf.where(sample.is_chosen, entropy, tf.zeros_like(entropy)), axis=1) / number
     own = sample.labels if deltas.shape[2] > 1 else tf.zeros_like(sample.labels)
-    predicted = tf.gather(deltas, own, batch_dims=2)
-    targets = encode_boxes(tf.gather(gt_boxes, sample.matched, batch_dims=1), sample.boxes) * weights
+    rows = tf.reshape(deltas, [-1, *deltas.shape[2:]])
+    predicted = tf.reshape(gather_rows(rows, tf.reshape(own, [-1, 1])), tf.shape(sample.boxes))
+    targets = encode_boxes(gather_rows(gt_boxes, sample.matched), sample.boxes) * weights
     errors = tf.abs(predicted - targets)
     errors = tf.where(sample.is_foreground[..., None] & tf.ones_like(errors, tf.bool), errors, tf.zeros_like(errors))
-    box_loss = tf.reduce_sum(errors, axis=[1, 2]) / number
+    box_loss = tf.reduce_sum(errors, axis=[1, 2], keepdims=True)[:, 0, 0] / number
     return tf.reduce_mean(class_loss), tf.reduce_mean(box_loss)
 
 
@@ -47,7 +50,9 @@ def mask_loss(logits, targets, is_foreground, image_index, batch):
     """
     entropy = tf.nn.sigmoid_cross_entropy_with_logits(labels=targets, logits=logits)
     foreground = tf.cast(is_foreground, tf.float32)
-    sums = tf.math.unsorted_segment_sum(tf.reduce_mean(entropy, axis=[1, 2]) * foreground, image_index, batch)
+    # The dimensions stay, here and above: without them the gradient computes shapes on the GPU.
+    means = tf.reduce_mean(entropy, axis=[1, 2], keepdims=True)[:, 0, 0]
+    sums = tf.math.unsorted_segment_sum(means * foreground, image_index, batch)
     counts = tf.math.unsorted_segment_sum(foreground, image_index, batch)
     return tf.reduce_mean(tf.math.divide_no_nan(sums, counts))
 

@@ -3,6 +3,7 @@ import tensorflow.compat.v1 as tf
 
 from ..ops.layers import conv2d, deconv2d, group_norm, normal
 from ..ops.roi_align import crop_bilinear
+from ..ops.rows import gather_rows
 
 
 def mask_head(x, num_classes, *, num_convs, channels, norm=None):
@@ -20,7 +21,7 @@ def mask_head(x, num_classes, *, num_convs, channels, norm=None):
 
 def masks_of_labels(logits, labels):
     """Pick each RoI's map, of background any: R×M×M×K, int32 R (0..K) -> R×M×M."""
-    return tf.gather(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(labels - 1, 0), batch_dims=1)
+    return gather_rows(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(labels - 1, 0)[:, None])[:, 0]
 
 
 def unpack_bits(packed):
@@ -28,6 +29,14 @@ def unpack_bits(packed):
     bits = tf.bitwise.bitwise_and(packed[..., None], tf.constant([128, 64, 32, 16, 8, 4, 2, 1], tf.uint8))
     shape = tf.concat([tf.shape(packed)[:-1], [8 * packed.shape[-1]]], axis=0)
     return tf.reshape(tf.cast(bits > 0, tf.float32), shape)
+
+
+def gather_bytes(x, indices):
+    """Return `tf.gather_nd` of a uint8 tensor …×n×m, n·m a multiple of 8, of which GPUs have no kernel."""
+    size = x.shape[-2:].num_elements()
+    words = tf.bitcast(tf.reshape(x, tf.concat([tf.shape(x)[:-2], [size // 8, 8]], axis=0)), tf.int64)
+    found = tf.bitcast(tf.gather_nd(words, indices), tf.uint8)
+    return tf.reshape(found, [-1, *x.shape[-2:]])
 
 
 def mask_targets(rois, gt_boxes, gt_masks, size):

@@ -11,6 +11,7 @@ from ..ops.boxes import clip_boxes, decode_boxes
 from ..ops.layers import conv2d, normal
 from ..ops.matching import match_anchors, share_inside
 from ..ops.nms import batched_nms
+from ..ops.rows import gather_rows
 from ..ops.sampling import sample_foreground_background, uniform_grids
 
 EMPTY = float("-inf")  # the objectness of a slot that holds no proposal
@@ -66,7 +67,7 @@ def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels):
 class AnchorSample:
     """The anchors of a batch that are trained, S of each image.
 
-    indices: int32 B×S into A; is_foreground, is_chosen: bool B×S; boxes: the objects' boxes, float32 B×S×4; anchors:
+    indices: int64 B×S into A; is_foreground, is_chosen: bool B×S; boxes: the objects' boxes, float32 B×S×4; anchors:
     B×S×4.
     """
 
@@ -85,7 +86,7 @@ def sample_anchors(rpn, image_size, gt_boxes, gt_labels, image_seeds, *, positiv
     """
     anchors = tf.concat(rpn.anchors, axis=0)
     inside = inside_image(anchors, image_size) & tf.concat(rpn.on_image, axis=1)
-    inside = tf.ensure_shape(inside, [gt_boxes.shape[0], None])
+    inside.set_shape([gt_boxes.shape[0], None])
     best_iou, best_index, is_best = match_anchors(anchors, gt_boxes, gt_labels > 0, inside)
     # An object's best anchor below the negative threshold ends as background, as in the reference.
     is_background = best_iou < negative_thresh
@@ -95,8 +96,8 @@ def sample_anchors(rpn, image_size, gt_boxes, gt_labels, image_seeds, *, positiv
     keys = uniform_grids(image_seeds, rpn.shapes, sides, rpn.anchors_per_cell)
     indices, chosen_foreground, chosen = sample_foreground_background(
         is_foreground & inside, is_background & inside, total, int(total * foreground_ratio), keys)
-    matched = tf.gather(best_index, indices, batch_dims=1)
-    return AnchorSample(indices, chosen_foreground, chosen, tf.gather(gt_boxes, matched, batch_dims=1),
+    matched = gather_rows(best_index, indices)
+    return AnchorSample(indices, chosen_foreground, chosen, gather_rows(gt_boxes, matched),
                         tf.gather(anchors, indices))
 
 
@@ -122,13 +123,13 @@ def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_siz
     boxes = tf.concat([boxes for boxes, _ in candidates], axis=0)
     scores = tf.concat([scores for _, scores in candidates], axis=0)
     indices, valid = batched_nms(boxes, scores, nms_thresh, post_nms_topk)
-    scores = tf.where(valid, tf.gather(scores, indices, batch_dims=1), tf.fill(tf.shape(indices), EMPTY))
-    boxes = tf.gather(boxes, indices, batch_dims=1)
+    scores = tf.where(valid, gather_rows(scores, indices), tf.fill(tf.shape(valid), EMPTY))
+    boxes = gather_rows(boxes, indices)
     if len(groups) > 1:
         scores = tf.concat(tf.split(scores, len(groups)), axis=1)
         boxes = tf.concat(tf.split(boxes, len(groups)), axis=1)
         scores, order = tf.math.top_k(scores, post_nms_topk)
-        boxes = tf.gather(boxes, order, batch_dims=1)
+        boxes = gather_rows(boxes, order)
     valid = scores > EMPTY
     boxes = tf.where(valid[..., None] & tf.ones_like(boxes, tf.bool), boxes, tf.zeros_like(boxes))
     return Proposals(tf.stop_gradient(boxes), tf.stop_gradient(scores), valid)
@@ -139,7 +140,7 @@ def best_boxes(objectness, deltas, anchors, on_image, image_size, *, topk, min_s
     objectness = tf.where(on_image, objectness, tf.fill(tf.shape(objectness), EMPTY))
     available = tf.minimum(topk, tf.shape(objectness)[1])
     scores, indices = tf.math.top_k(objectness, available)
-    boxes = decode_boxes(tf.gather(deltas, indices, batch_dims=1), tf.gather(anchors, indices), max_log_scale)
+    boxes = decode_boxes(gather_rows(deltas, indices), tf.gather(anchors, indices), max_log_scale)
     boxes = clip_boxes(boxes, image_size)
     if min_size > 0:  # at 0 the reference keeps even boxes that clipping left without area
         large = tf.reduce_all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)

@@ -17,7 +17,8 @@ class BatchExtent:
     def __init__(self, image_size, multiple, canvas):
         self._alone = image_size.shape[0] == 1
         self._own = -(-image_size // multiple) * multiple
-        self._fills_canvas = tf.reduce_all(tf.equal(self._own, canvas))
+        # Of int32, which is in the host's memory: a bool for each image would be made on the GPU and awaited.
+        self._fills_canvas = tf.equal(tf.reduce_max(canvas - self._own), 0)
 
     def cells(self, stride):
         """Return int32 B×2: rows and columns of each image on the map of `stride` (pixels a cell)."""
@@ -52,7 +53,10 @@ class LevelExtent:
         def extended():
             rows = tf.minimum(tf.range(tf.shape(x)[1])[None], self._cells[:, :1] - 1)
             columns = tf.minimum(tf.range(tf.shape(x)[2])[None], self._cells[:, 1:] - 1)
-            return tf.gather(tf.gather(x, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
+            batch, height, width = tf.unstack(tf.shape(x)[:3])
+            first = tf.range(batch) * height
+            cells = (first[:, None] + rows)[:, :, None] * width + columns[:, None, :]
+            return tf.gather(tf.reshape(x, [-1, x.shape[-1]]), tf.cast(cells, tf.int64))
         return self._unless_needless(x, extended)
 
     def clear_samples(self, samples, boxes, image_index):

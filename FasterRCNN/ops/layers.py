@@ -106,7 +106,7 @@ def sync_batch_norm(x, *, sum_over_devices, gamma_initializer=None, extent=None)
     gamma, beta, *averages = batch_norm_variables(channels, gamma_initializer)
     own = tf.cast(extent.clear(x) if extent else x, tf.float32)
     cells = tf.reduce_sum(extent.num_cells()) if extent else tf.cast(tf.reduce_prod(tf.shape(x)[:3]), tf.float32)
-    sums = [tf.reduce_sum(own, axis=[0, 1, 2]), tf.reduce_sum(tf.square(own), axis=[0, 1, 2]), cells[None]]
+    sums = [tf.reshape(spatial_sum(y, [0, 1, 2]), [-1]) for y in (own, tf.square(own))] + [cells[None]]
     sums = sum_over_devices(tf.concat(sums, axis=0), gamma.op.name)
     mean, mean_square = sums[:channels] / sums[-1], sums[channels:-1] / sums[-1]
     variance = tf.maximum(mean_square - tf.square(mean), 0.0)
@@ -168,12 +168,21 @@ def group_norm(x, scope, *, groups=GROUPS, gamma_initializer=None, extent=None):
     own = tf.cast(own, tf.float32)
     values = cells[:, None] * (channels // groups)
 
-    def per_group(channel_sums):
-        return tf.reduce_sum(tf.reshape(channel_sums, [-1, groups, channels // groups]), axis=2) / values
+    def per_group(y):
+        sums = tf.reshape(spatial_sum(y, [1, 2]), [-1, groups, channels // groups])
+        return tf.reduce_sum(sums, axis=2, keepdims=True) / values[..., None]
 
-    mean = per_group(tf.reduce_sum(own, axis=[1, 2]))
-    variance = per_group(tf.reduce_sum(tf.square(own), axis=[1, 2])) - tf.square(mean)
+    def per_channel(z):
+        return tf.cast(tf.reshape(z, [-1, 1, 1, channels]), x.dtype)
+
+    mean = per_group(own)
+    variance = per_group(tf.square(own)) - tf.square(mean)
     inverse = tf.math.rsqrt(tf.maximum(variance, 0.0) + NORM_EPSILON)
-    scale = tf.repeat(inverse, channels // groups, axis=1) * gamma
-    shift = beta - tf.repeat(mean, channels // groups, axis=1) * scale
-    return x * tf.cast(scale[:, None, None, :], x.dtype) + tf.cast(shift[:, None, None, :], x.dtype)
+    scale = inverse * tf.reshape(gamma, [groups, -1])
+    shift = tf.reshape(beta, [groups, -1]) - mean * scale
+    return x * per_channel(scale) + per_channel(shift)
+
+
+def spatial_sum(x, axis):
+    """Sum over `axis`, whose dimensions stay: without them the gradient computes shapes on the GPU."""
+    return tf.reduce_sum(x, axis=axis, keepdims=True)

@@ -1,21 +1,24 @@
 """Non-maximum suppression of many sets of boxes at once."""
 import tensorflow.compat.v1 as tf
 
+from .rows import map_rows
+
 
 def batched_nms(boxes, scores, iou_threshold, max_output):
     """Suppress within each row: boxes N×k×4 (pixels), scores N×k (−inf = empty slot).
 
-    Returns (indices int32 N×max_output into the k, valid bool N×max_output), by descending score.
+    Returns (indices int64 N×max_output into the k, valid bool N×max_output), by descending score.
     """
     def one(row):
         # The public function runs a loop of small operations; this is the kernel.
-        return tuple(tf.raw_ops.NonMaxSuppressionV4(
+        kept = tf.raw_ops.NonMaxSuppressionV4(
             boxes=row[0], scores=row[1], max_output_size=max_output, iou_threshold=iou_threshold,
-            score_threshold=tf.float32.min, pad_to_max_output_size=True))
+            score_threshold=tf.float32.min, pad_to_max_output_size=True)
+        return [tf.cast(value, tf.int64) for value in kept]
 
-    indices, count = tf.map_fn(one, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
+    indices, count = map_rows(one, [boxes, scores], [tf.int64, tf.int64])
     indices = tf.reshape(indices, [-1, max_output])
-    return indices, tf.range(max_output)[None, :] < count[:, None]
+    return indices, tf.range(max_output, dtype=tf.int64)[None, :] < count[:, None]
 
 
 def separate_by_label(boxes, labels, num_labels):
