@@ -47,7 +47,8 @@ def test_a_kernel_used_twice_has_its_parameters_once():
 
 def test_heads_run_on_as_many_rois_as_are_given():
     detector = detector_of(
-        lambda x: None, box_head=lambda x: fully_connected(x, 5, "fc"), mask_head=lambda x: deconv2d(x, 3, "deconv"))
+        lambda x: None, box_head=lambda x: fully_connected(x, 5, "fc"),
+        mask_head=lambda x, labels: deconv2d(x, 3, "deconv"))
     cost = measure_cost(detector, num_proposals=11, num_detections=6)
     assert cost.parameters == 98 * 5 + 5 + 2 * 2 * 2 * 3 + 3
     assert cost.flops == 2 * (11 * 98 * 5 + 6 * 49 * 4 * 2 * 3)

@@ -79,7 +79,8 @@ def _build(detector: Any, image_size: tuple[int, int], num_proposals: int, num_d
     for stage in detector.box_stages:
         stage.head(pool(detector.box_features, num_proposals))
     if detector.mask_head:
-        detector.mask_head(pool(detector.mask_features or detector.box_features, num_detections))
+        features = pool(detector.mask_features or detector.box_features, num_detections)
+        detector.mask_head(features, tf.ones([num_detections], tf.int64))
 
 
 def _cells(layer: _Layer, products: list[tf.Operation]) -> int:

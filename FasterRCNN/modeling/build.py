@@ -166,8 +166,8 @@ def c4_parts(cfg, backbone):
 
 
 def scoped_mask_head(cfg, network, *, num_convs):
-    """Return mask_head(features) -> logits, with its variables under `maskrcnn`."""
-    def head(features):
+    """Return mask_head(features, labels) -> logits, with its variables under `maskrcnn`."""
+    def head(features, labels):
         with tf.variable_scope("maskrcnn"):
-            return network(features, cfg.DATA.NUM_CLASS, num_convs=num_convs, channels=cfg.MRCNN.HEAD_DIM)
+            return network(features, labels, cfg.DATA.NUM_CLASS, num_convs=num_convs, channels=cfg.MRCNN.HEAD_DIM)
     return head

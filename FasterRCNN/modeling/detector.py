@@ -12,7 +12,7 @@ from ..ops.extent import BatchExtent
 from .box_head import FinalBoxes, compact, expand, image_indices, with_one_filled
 from .cascade import BoxStage, score_boxes, train_boxes
 from .losses import mask_loss, rpn_losses
-from .mask_head import gather_bytes, mask_targets, masks_of_labels
+from .mask_head import gather_bytes, mask_targets
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Detector:
     box_features(levels, boxes, image_index, extent) -> R×h×w×C, read by the head of each of box_stages
     select_detections(boxes, deltas, scores, valid, image_size) -> FinalBoxes
     mask_features like box_features, or None: masks are read from the box features
-    mask_head(R×h×w×C) -> R×M×M×K, or None: boxes only
+    mask_head(R×h×w×C, labels R) -> logits R×M×M of each one's class, or None: boxes only
     """
 
     pad_multiple: int
@@ -108,7 +108,7 @@ class Detector:
             features = self.mask_features(levels, boxes, image_index, extent)
         else:
             features = compact(box_features, compact(filled, box_filled))
-        logits = masks_of_labels(self.mask_head(features), compact(rois.labels, filled))
+        logits = self.mask_head(features, compact(rois.labels, filled))
         objects = tf.stack([image_index, compact(rois.matched, filled)], axis=1)
         targets = mask_targets(boxes, tf.gather_nd(gt_boxes, objects), gather_bytes(gt_masks, objects), logits.shape[1])
         return mask_loss(logits, targets, compact(rois.is_foreground, filled), image_index, filled.shape[0])
@@ -118,5 +118,5 @@ class Detector:
         filled = with_one_filled(valid)
         pool = self.mask_features or self.box_features
         features = pool(levels, compact(final.boxes, filled), image_indices(filled), extent)
-        logits = masks_of_labels(self.mask_head(features), compact(final.labels, filled))
+        logits = self.mask_head(features, compact(final.labels, filled))
         return expand(tf.sigmoid(logits), filled) * tf.cast(valid, tf.float32)[:, :, None, None]

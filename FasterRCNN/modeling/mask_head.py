@@ -6,8 +6,8 @@ from ..ops.roi_align import crop_bilinear
 from ..ops.rows import gather_rows
 
 
-def mask_head(x, num_classes, *, num_convs, channels, norm=None):
-    """Return mask logits, one map for each class: R×h×w×C -> float32 R×2h×2w×K."""
+def mask_head(x, labels, num_classes, *, num_convs, channels, norm=None):
+    """Return the logits of each RoI's own class, of background any: R×h×w×C, int64 R (0..K) -> float32 R×2h×2w."""
     side = x.shape[1]
     for i in range(num_convs):
         x = conv2d(x, channels, 3, f"fcn{i}", activation=tf.nn.relu)
@@ -15,13 +15,15 @@ def mask_head(x, num_classes, *, num_convs, channels, norm=None):
             x = group_norm(x, f"gn{i}")
     x = deconv2d(x, channels, "deconv", activation=tf.nn.relu)
     x = conv2d(tf.reshape(x, [-1, side, 4 * side, channels]), num_classes, 1, "conv", initializer=normal(0.001))
-    x = tf.nn.depth_to_space(tf.reshape(tf.cast(x, tf.float32), [-1, side, side, 4 * num_classes]), 2)
-    return tf.ensure_shape(x, [None, 2 * side, 2 * side, num_classes])
+    x = tf.reshape(tf.cast(maps_of_labels(x, labels), tf.float32), [-1, side, side, 4])
+    return tf.ensure_shape(tf.nn.depth_to_space(x, 2)[..., 0], [None, 2 * side, 2 * side])
 
 
-def masks_of_labels(logits, labels):
-    """Pick each RoI's map, of background any: R×M×M×K, int32 R (0..K) -> R×M×M."""
-    return gather_rows(tf.transpose(logits, [0, 3, 1, 2]), tf.maximum(labels - 1, 0)[:, None])[:, 0]
+def maps_of_labels(x, labels):
+    """Pick each RoI's map, of background any: R×h×w×K, int64 R (0..K) -> R×h×w."""
+    cells = x.shape[1] * x.shape[2]
+    own = tf.tile(tf.maximum(labels - 1, 0)[:, None], [1, cells])
+    return tf.reshape(gather_rows(tf.reshape(x, [-1, x.shape[3]]), tf.reshape(own, [-1, 1])), [-1, *x.shape[1:3]])
 
 
 def unpack_bits(packed):
