@@ -114,7 +114,8 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 best_metrics=[f"{metric_prefixes(val_sets)[0]}{kind}/AP" for kind in ("segm", "bbox") if val_sets],
             )
     except Interrupted as stop:
-        logger.warning("%s", stop)
+        if is_chief:
+            logger.warning("%s", stop)
         return 128 + stop.signum
     if is_chief:
         announce_end(logdir, result)

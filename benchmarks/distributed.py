@@ -5,11 +5,11 @@
     python benchmarks/distributed.py r50_fpn     # or: shapes
     python benchmarks/distributed.py r50_fpn --config TRAIN.IMS_PER_GPU=2
 
-Each process has the training step three times: without exchange, with gradients as float32 and
-as float16. They take turns, so that all meet the same machine: one process alone while the other waits, both without
-exchange (which tells what they cost each other by sharing the machine), both with each exchange. Bytes are counted from
-the trained variables, and seen on the loopback device (Linux; what others send there is counted too). Horovod's
-timeline then tells how much of the exchange runs before the last gradient is there.
+Each process has the training step three times: without exchange, with gradients as float32 and as float16. They take
+turns, so that all meet the same machine: one process alone while the other waits, both without exchange (which tells
+what they cost each other by sharing the machine), both with each exchange. Processor time tells the exchange from what
+other programs do. Bytes are counted from the trained variables, and seen on the loopback device (Linux; what others
+send there is counted too). Horovod's timeline tells how much of the exchange runs before the last gradient is there.
 """
 import argparse
 import json

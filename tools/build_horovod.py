@@ -52,6 +52,14 @@ PATCHES = (
           'set(TF_TARGET_LIB "tensorflow")\n',
           'set(TF_TARGET_LIB "tensorflow")\nset(CMAKE_BUILD_WITH_INSTALL_RPATH TRUE)\n'
           'set(CMAKE_INSTALL_RPATH "$ORIGIN/../../nvidia/nccl/lib")\n'),
+    # The sockets of the default process set otherwise listen at the address of the host's name, not of the interface
+    # that HOROVOD_GLOO_IFACE names; on Debian that is 127.0.1.1, where no other host finds them.
+    Patch("horovod/common/gloo/gloo_context.cc",
+          "  attr device_attr;\n  device_attr.iface = gloo_iface_;\n  device_attr.ai_family = AF_UNSPEC;\n"
+          "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;\n",
+          "  attr device_attr;\n  gloo_iface_ = global_context.gloo_iface_;\n"
+          "  device_attr.iface = gloo_iface_;\n  device_attr.ai_family = AF_UNSPEC;\n"
+          "  auto dev = CreateDevice(device_attr);\n\n  global_ctx = global_context.ctx;\n"),
     # horovodrun imports this file first; Python 3.12 has no distutils.
     Patch("horovod/runner/js_run.py",
           "from distutils.spawn import find_executable\n", "from shutil import which as find_executable\n"),
