@@ -54,6 +54,11 @@ class Evaluation:
     pictures: dict[str, np.ndarray] = field(default_factory=dict)
 
 
+def is_due(step: int, period: int, total_steps: int) -> bool:
+    """Whether something is done after a step: every `period` steps, and after the last."""
+    return step % period == 0 or step == total_steps
+
+
 class FeedLearningRate(Callback):
     """Feeds the schedule's rate into each step."""
 
@@ -158,7 +163,7 @@ class WatchLosses(Callback):
         )
 
     def _trigger_step(self):
-        if self.global_step % self._period and self.global_step != self._schedule.total_steps:
+        if not is_due(self.global_step, self._period, self._schedule.total_steps):
             return
         elapsed = time.perf_counter() - self._period_start
         for name, total in self._sums.items():
@@ -232,7 +237,7 @@ class Checkpoints(Callback):
             self._last_step = self.global_step
 
     def _trigger_step(self):
-        if self.global_step % self._period == 0 or self.global_step == self._total_steps:
+        if is_due(self.global_step, self._period, self._total_steps):
             self.save()
 
     def save(self) -> str:
@@ -284,8 +289,7 @@ class SameWeights(Callback):
         self._total_steps = total_steps
 
     def _trigger_step(self):
-        due = self.global_step % self._period == 0 or self.global_step == self._total_steps
-        if self._processes.size == 1 or not due:
+        if self._processes.size == 1 or not is_due(self.global_step, self._period, self._total_steps):
             return
         digest = hashlib.sha256()
         for _, value in sorted(self.trainer.sess.run(self._variables).items()):
@@ -325,8 +329,7 @@ class Evaluate(Callback):
         self.best = Best.read(checkpoints.logdir) if checkpoints.last else None
 
     def _trigger_step(self):
-        due = self.global_step % self._period == 0 or self.global_step == self._total_steps
-        if self._evaluate is None or not due:
+        if self._evaluate is None or not is_due(self.global_step, self._period, self._total_steps):
             return
         if self.trainer.is_chief:
             self._checkpoints.save()  # an evaluation is long, and may be cut short

@@ -74,9 +74,13 @@ def sample_rois(proposals, gt_boxes, gt_labels, image_seeds, *, total, foregroun
     indices, foreground, chosen = sample_foreground_background(
         is_foreground & valid, ~is_foreground & valid, total, int(total * foreground_ratio), keys)
     matched = gather_rows(best_index, indices)
-    labels = tf.where(foreground, gather_rows(tf.cast(gt_labels, tf.int64), matched), tf.zeros_like(matched))
-    sampled = gather_rows(boxes, indices)
-    return RoISample(tf.stop_gradient(sampled), labels, matched, foreground, chosen)
+    return labelled_rois(gather_rows(boxes, indices), matched, foreground, chosen, gt_labels)
+
+
+def labelled_rois(boxes, matched, is_foreground, is_chosen, gt_labels):
+    """Return the RoISample of boxes B×S×4: foreground has the label of the object that it is matched with."""
+    labels = tf.where(is_foreground, gather_rows(tf.cast(gt_labels, tf.int64), matched), tf.zeros_like(matched))
+    return RoISample(tf.stop_gradient(boxes), labels, matched, is_foreground, is_chosen)
 
 
 def match_objects(boxes, gt_boxes, gt_labels, foreground_thresh):

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from ..ops.boxes import area, clip_boxes, decode_boxes
-from ..ops.rows import gather_rows
-from .box_head import RoISample, expand, match_objects, with_one_filled
+from .box_head import expand, labelled_rois, match_objects, with_one_filled
 from .losses import box_head_losses
 
 
@@ -85,9 +84,7 @@ def relabel_rois(rois, boxes, gt_boxes, gt_labels, foreground_thresh):
     """Return the RoISample of the same slots with other boxes, B×S×4 pixels; boxes without area are left out."""
     chosen = rois.is_chosen & (area(boxes) > 0)
     is_foreground, matched = match_objects(boxes, gt_boxes, gt_labels, foreground_thresh)
-    foreground = is_foreground & chosen
-    labels = tf.where(foreground, gather_rows(tf.cast(gt_labels, tf.int64), matched), tf.zeros_like(matched))
-    return RoISample(boxes, labels, matched, foreground, chosen)
+    return labelled_rois(boxes, matched, is_foreground & chosen, chosen, gt_labels)
 
 
 def box_metrics(logits, rois):
