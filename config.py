@@ -62,6 +62,7 @@ AT_LEAST_ONE = Limit("at least 1", lambda x: x is None or x >= 1)
 NOT_NEGATIVE = Limit("at least 0", lambda x: x is None or x >= 0)
 ABOVE_ZERO = Limit("above 0", lambda x: x > 0)
 SHARE = Limit("above 0 and at most 1", lambda x: 0 < x <= 1)
+FRACTION = Limit("at least 0 and at most 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
 PRECISIONS = one_of("fp32", "bf16", "fp16")
 NORMS = one_of("FreezeBN", "SyncBN", "GN", "None")
@@ -92,7 +93,7 @@ TABLE = (
     # ---- data ----
     Key("DATA.BASEDIR", "", str, "folder with annotations/ and the image folders of the named (coco_*) data sets"),
     Key("DATA.TRAIN", ("coco_train2017",), list[str],
-        "training sets, joined: names (coco_train2017 ...) or path/instances.json:path/to/images"),
+        "training sets, joined: coco_train2017 ..., path/instances.json:path/to/images, voc:DIR:SPLIT, a CATALOG name"),
     Key("DATA.VAL", ("coco_val2017",), list[str], "evaluation sets, each evaluated apart; written as DATA.TRAIN"),
     Key("DATA.NUM_CLASS", 0, int,
         "classes without the background; 0: found from the annotations or CLASS_NAMES", NOT_NEGATIVE),
@@ -100,6 +101,14 @@ TABLE = (
     Key("DATA.CATEGORY_IDS", (), list[int], "the annotations' category ids in label order; filled likewise"),
     Key("DATA.ABSOLUTE_COORD", True, bool, "annotated boxes are in pixels; False: in fractions of the image's sides"),
     Key("DATA.FILTER_EMPTY_ANNOTATIONS", True, bool, "leave images without (non-crowd) objects out of training"),
+    Key("DATA.CATALOG", "", str, "your own module of data sets, path/to/my_datasets.py (docs/your_own_data.md)"),
+    Key("DATA.METRIC", "auto", str, "evaluate by COCO's or Pascal VOC's numbers; auto: by the set's format",
+        one_of("auto", "coco", "voc")),
+    Key("DATA.ON_ERROR", "skip", str, "what `data.py --check` calls an error: left out and counted, or stops the run",
+        one_of("skip", "stop")),
+    Key("DATA.MAX_BAD", 0.05, float, "greatest share of images that cannot be read; each is replaced by another",
+        FRACTION),
+    Key("DATA.CACHE", "", str, "folder of loaded records, mapped by all processes; '': ~/.cache/fasterrcnn; none: off"),
     Key("DATA.NUM_WORKERS", 10, int,
         "processes that load, and that score in eval.py, at most one per CPU core; 0: all in one process",
         NOT_NEGATIVE),
@@ -152,6 +161,8 @@ TABLE = (
         "largest longer side in pixels (FPN: rounded up to a multiple of 32)", AT_LEAST_ONE),
     Key("PREPROC.PIXEL_MEAN", (123.675, 116.28, 103.53), list[float], "subtracted from the pixels, RGB", length=3),
     Key("PREPROC.PIXEL_STD", (58.395, 57.12, 57.375), list[float], "divides the pixels, RGB", ABOVE_ZERO, length=3),
+    Key("PREPROC.AUGMENT", ("flip_horizontal",), list[str],
+        "what is done to training images, in order, such as 'rotate(degrees=10)' (docs/your_own_data.md)"),
     # ---- region proposals ----
     Key("RPN.ANCHOR_STRIDE", C4_STRIDE, int, "C4: pixels between anchors"),
     Key("RPN.ANCHOR_SIZES", (32, 64, 128, 256, 512), list[int],
@@ -230,6 +241,7 @@ EXAMPLES = {
     "DATA.CATEGORY_IDS": [17, 18],
     "BACKBONE.WEIGHTS": "/path/to/weights.npz",
 }
+COMMA = re.compile(r",(?![^()]*\))")  # between items, not between an item's own arguments
 OLD_DATASETS = ("train2014", "val2014", "minival2014", "valminusminival2014", "train2017", "val2017")
 
 
@@ -292,7 +304,7 @@ def _read_text(text: str, kind: Any) -> Any:
         if isinstance(literal, str):
             bare = text.strip()
             brackets = bare[:1] + bare[-1:]
-            items = (bare[1:-1] if brackets in ("[]", "()") else literal).split(",")
+            items = COMMA.split(bare[1:-1] if brackets in ("[]", "()") else literal)
             return [item.strip() for item in items if item.strip()]
         return literal if isinstance(literal, (list, tuple)) else [text]
     if isinstance(kind, UnionType) and str in get_args(kind) and not isinstance(literal, (list, tuple)):
@@ -543,6 +555,13 @@ def _check_data(cfg: Config) -> None:
     )
     low, high = cfg.PREPROC.TRAIN_SHORT_EDGE_SIZE
     _require(low <= high, cfg, "PREPROC.TRAIN_SHORT_EDGE_SIZE", f"is [min,max]; did you mean [{high},{low}]?")
+    if KEYS["PREPROC.AUGMENT"].default != cfg.PREPROC.AUGMENT:
+        from FasterRCNN.imaging.transforms import parse_augmentations
+
+        try:
+            parse_augmentations(cfg.PREPROC.AUGMENT)
+        except ValueError as error:
+            raise ConfigError(f"PREPROC.AUGMENT: {error}") from None
 
 
 def _check_rpn(cfg: Config) -> None:

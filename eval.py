@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Detections to COCO's numbers: a module, and a command that scores an existing results file. No TensorFlow.
+"""Detections to COCO's or Pascal VOC's numbers: a module, and a command that scores a results file. No TensorFlow.
 
-A COCO results file is a JSON list with one entry per detection: image_id, category_id, bbox (x, y, width, height),
-score and, with masks, segmentation (compressed RLE). Every metric lies in 0..1, or is None (printed n/a) where there is
-no ground truth to find.
+A results file, whichever the numbers, is COCO's: a JSON list with one entry per detection: image_id, category_id, bbox
+(x, y, width, height), score and, with masks, segmentation (compressed RLE). Every metric lies in 0..1, or is None
+(printed n/a) where there is no ground truth to find.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from config import Config, add_config_arguments, default_config, finalize_configs, run_command
@@ -27,40 +28,20 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from FasterRCNN.datasets.catalog import locate_dataset
-from FasterRCNN.datasets.coco import Oddities, finite_box, objects_by_image, read_categories, read_instances, read_json
+from FasterRCNN.datasets.annotations import Annotations, SoundObject, finite_box, sound_objects
+from FasterRCNN.datasets.catalog import read_annotations
+from FasterRCNN.datasets.coco import read_json
+from FasterRCNN.datasets.problems import Problems
 from FasterRCNN.engine.prefetch import StepsInOrder
-from FasterRCNN.evaluation import CocoMatcher, average_precisions, twelve_numbers
-from FasterRCNN.structures import Categories, Detections
+from FasterRCNN.evaluation import CocoMatcher, Matcher, compressed_rle
+from FasterRCNN.metrics import MAIN_NUMBER, TITLES, Metrics, format_metrics
+from FasterRCNN.structures import BoxList, Categories
+from FasterRCNN.voc_evaluation import VocMatcher
 
 logger = logging.getLogger(__name__)
 
-TITLES = {"bbox": "box", "segm": "mask"}
 COCO_MAX_DETECTIONS = 100
 FEW_DETECTIONS = 20_000  # matched sooner than worker processes would start
-
-
-@dataclass
-class Metrics:
-    """COCO's twelve numbers for boxes and, where masks were scored, for masks, and the AP of each class.
-
-    bbox, segm: name ("AP", "AP50", ...) to value; segm is empty without masks. per_class: "bbox" or "segm" to class
-    name to AP. None stands for "no ground truth".
-    """
-
-    bbox: dict[str, float | None] = field(default_factory=dict)
-    segm: dict[str, float | None] = field(default_factory=dict)
-    per_class: dict[str, dict[str, float | None]] = field(default_factory=dict)
-    num_detections: int = 0
-
-    def scalars(self) -> dict[str, float]:
-        """The numbers that exist, for monitors: {"bbox/AP": 0.5, ...}."""
-        named = {f"{kind}/{name}": value for kind, table in self.overall().items() for name, value in table.items()}
-        return {name: value for name, value in named.items() if value is not None}
-
-    def overall(self) -> dict[str, dict[str, float | None]]:
-        """The twelve numbers of boxes and, where they were scored, of masks."""
-        return {kind: table for kind, table in (("bbox", self.bbox), ("segm", self.segm)) if table}
 
 
 class Stopwatch:
@@ -87,111 +68,164 @@ class Stopwatch:
         return tabulate([*self.seconds.items(), ("together", self.total())], ["part", "seconds"], floatfmt=".2f")
 
 
-def results_to_json(detections_by_image: Mapping[int | str, Detections], categories: Categories) -> list[dict]:
-    """COCO results of detections by image id; boxes are rounded to 1/1000 pixel, scores to 1e-6."""
+def results_to_json(detections_by_image: Mapping[int | str, BoxList], categories: Categories) -> list[dict]:
+    """COCO results of detections by image id; boxes are rounded to 1/1000 pixel, scores to 1e-6.
+
+    Detections have the fields scores, labels and, with masks, masks: compressed RLEs.
+    """
     results = []
     for image_id, detections in detections_by_image.items():
-        xywh = np.concatenate([detections.boxes[:, :2], detections.boxes[:, 2:] - detections.boxes[:, :2]], axis=1)
-        for i, label in enumerate(detections.labels):
+        boxes = np.asarray(detections.convert("xywh").boxes, np.float64).round(3).tolist()
+        masks = detections.get_field("masks").segmentations if detections.has_field("masks") else None
+        for i, (label, score) in enumerate(zip(detections.get_field("labels"), detections.get_field("scores"))):
             result = {
                 "image_id": image_id if isinstance(image_id, str) else int(image_id),
                 "category_id": categories.id_of_label(int(label)),
-                "bbox": [round(float(value), 3) for value in xywh[i]],
-                "score": round(float(detections.scores[i]), 6),
+                "bbox": boxes[i],
+                "score": round(float(score), 6),
             }
-            if detections.masks is not None:
-                mask = detections.masks[i]
-                height, width = (int(side) for side in mask["size"])
-                result["segmentation"] = {"size": [height, width], "counts": mask["counts"].decode("ascii")}
+            if masks is not None:
+                height, width = (int(side) for side in masks[i]["size"])
+                result["segmentation"] = {"size": [height, width], "counts": masks[i]["counts"].decode("ascii")}
             results.append(result)
     return results
 
 
-def evaluate_coco(
+def evaluate(
     results: list[dict],
-    annotation_file: str | Path,
+    annotations: Annotations,
     *,
+    metric: str = "auto",
     iou_types: Sequence[str] = ("bbox", "segm"),
     categories: Categories | None = None,
     max_detections: int = COCO_MAX_DETECTIONS,
-    absolute_coord: bool = True,
     num_workers: int | None = None,
     watch: Stopwatch | None = None,
 ) -> Metrics:
-    """Scores COCO results against an annotation file as COCO does: pycocotools' numbers.
+    """Scores COCO results against a data set's annotations, by COCO's rules (pycocotools' numbers) or Pascal VOC's.
 
-    Objects are left out as `load_coco` leaves them out, with a warning. Crowd objects, and for masks objects without
-    one, are regions to ignore. categories: those of the model; the file's must be among them. max_detections: the most
-    detections of an image and class that count; never under COCO's 100. absolute_coord=False: the file's boxes and
-    polygons are fractions of the image's sides. num_workers: processes that share the work where there is much of it,
-    by default one for each core; the numbers do not depend on it. watch: told the time of each part. Raises
-    FileNotFoundError for a missing file; ValueError for malformed files and results, results of images or categories
-    which the file does not have, masks of another size, and masks wanted where no result or no object has one.
+    metric: "coco", "voc", or "auto", the set's own. Objects that cannot be used are left out, with a warning; difficult
+    ones and crowds are regions to ignore, and so, for masks, are objects without one. categories: those of the model;
+    the set's must be among them. max_detections: the most detections of an image and class that count for COCO, never
+    under its 100; for VOC all count. num_workers: processes that share the work where there is much of it, by default
+    one for each core; the numbers do not depend on it. watch: told the time of each part. Raises ValueError for a set
+    without annotations, for malformed results, results of images or categories which the set does not have, masks of
+    another size, and masks wanted where no result or no object has one.
     """
+    if not annotations.has_truth:
+        raise ValueError(
+            f"{annotations.source} has no annotations to score against; the results file can be uploaded to the "
+            "server that has them"
+        )
+    metric = _chosen_metric(metric, annotations)
     num_workers = (os.cpu_count() or 1) if num_workers is None else num_workers
     watch = watch or Stopwatch()
     with watch.part("reading the annotations"):
-        content = read_instances(annotation_file)
-        names = _class_names(read_categories(content, annotation_file), annotation_file, categories)
-        dataset = _ground_truth(content, annotation_file, absolute_coord=absolute_coord, with_masks="segm" in iou_types)
+        names = _class_names(annotations, categories)
+        problems = Problems(annotations.source)
+        truth = _ground_truth(annotations, problems, with_masks="segm" in iou_types)
+        problems.settle()
     with watch.part("checking the results"):
         _check_results(results, iou_types)
-        _check_ids(results, dataset, annotation_file, categories)
+        _check_ids(results, truth, annotations.source, categories)
         if "segm" in iou_types:
-            _check_masks(results, dataset)
+            _check_masks(results, truth)
     max_detections = max(max_detections, COCO_MAX_DETECTIONS)
     overall, per_class = {}, {}
     for iou_type in iou_types:
-        truth = _ignore_maskless(dataset, annotation_file) if iou_type == "segm" else dataset
-        overall[iou_type], per_class[iou_type] = _score(
-            truth, results, iou_type, names, max_detections, num_workers, watch
-        )
-    return Metrics(**overall, per_class=per_class, num_detections=len(results))
+        own = _ignore_maskless(truth, annotations.source) if iou_type == "segm" else truth
+        overall[iou_type], by_id = _score(own, results, iou_type, metric, max_detections, num_workers, watch)
+        per_class[iou_type] = {
+            number: dict(zip(names.values(), values, strict=True)) for number, values in by_id.items()
+        }
+    counts = Counter(entry["category_id"] for entry in truth["annotations"] if _counts(entry))
+    num_objects = {name: counts[category_id] for category_id, name in names.items()}
+    return Metrics(metric, **overall, per_class=per_class, num_objects=num_objects, num_detections=len(results))
 
 
-def _ground_truth(content: dict, annotation_file: str | Path, *, absolute_coord: bool, with_masks: bool) -> dict:
-    """The annotation file's content, cleaned, with what pycocotools relies on: areas, and annotation ids 1, 2, ...
+def score_truth(annotations: Annotations, *, metric: str = "auto", with_masks: bool = True) -> float | None:
+    """The main AP of the truth as if it were detections, of boxes or of masks, whichever is less; None without objects.
 
-    It takes a match with id 0 for none, and loses objects that share an id. An area that the file does not give, or
-    gives as a fraction, is that of the box.
+    But for rounding it is 1, unless masks are empty or, by VOC's rules, objects of a class have the same box: then the
+    second counts as a wrong detection of the first. metric: as `evaluate`'s. with_masks=False: of boxes alone.
     """
-    oddities = Oddities(annotation_file)
-    annotations = []
-    for image, objects in objects_by_image(content, oddities, absolute_coord=absolute_coord, with_masks=with_masks):
-        for entry in objects:
-            area, segmentation = entry.annotation.get("area"), entry.segmentation
-            if isinstance(segmentation, list):
-                segmentation = [polygon.ravel().tolist() for polygon in segmentation]
-            annotations.append({
-                "id": len(annotations) + 1,
-                "file_id": entry.annotation.get("id"),
-                "image_id": image["id"],
-                "category_id": entry.annotation["category_id"],
-                "bbox": list(entry.bbox),
-                "area": area if absolute_coord and _is_finite(area) else entry.bbox[2] * entry.bbox[3],
-                "iscrowd": int(entry.is_crowd),
-                "segmentation": segmentation,
-            })
-    oddities.warn()
-    images = [{"id": image["id"], **{side: int(image[side]) for side in ("height", "width")}}
-              for image in content["images"]]
-    return {"images": images, "annotations": annotations, "categories": content["categories"]}
+    if not annotations.has_truth:
+        return None
+    metric = _chosen_metric(metric, annotations)
+    truth = _ground_truth(annotations, Problems(annotations.source), with_masks=with_masks)
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    found = [entry | {"score": 1.0} for entry in truth["annotations"] if _counts(entry)]
+    masked = [
+        entry | {"segmentation": compressed_rle(entry["segmentation"], *sizes[entry["image_id"]])}
+        for entry in found
+        if entry["segmentation"]
+    ]
+    limit = max(len(found), COCO_MAX_DETECTIONS)
+    overall = [_score(truth, found, "bbox", metric, limit)[0]]
+    if masked:
+        overall.append(_score(_ignore_maskless(truth, annotations.source), masked, "segm", metric, limit)[0])
+    scores = [numbers[MAIN_NUMBER[metric]] for numbers in overall]
+    return min((score for score in scores if score is not None), default=None)
+
+
+def _chosen_metric(metric: str, annotations: Annotations) -> str:
+    if metric not in ("auto", *MAIN_NUMBER):
+        raise ValueError(f"unknown metric {metric!r}: DATA.METRIC is auto, {', '.join(MAIN_NUMBER)}")
+    return annotations.metric if metric == "auto" else metric
+
+
+def _ground_truth(annotations: Annotations, problems: Problems, *, with_masks: bool) -> dict:
+    """The annotations in the form of a COCO file, cleaned; what is left out goes into `problems`."""
+    images, entries = [], []
+    for image in annotations.read_images(problems):
+        images.append({"id": image.image_id, "height": image.height, "width": image.width})
+        for entry in sound_objects(image, annotations.categories, problems, with_masks=with_masks):
+            entries.append(_entry(image.image_id, entry))
+    return {
+        "images": images,
+        "annotations": entries,
+        "categories": [{"id": category_id} for category_id in annotations.categories.ids],
+    }
+
+
+def _entry(image_id: int | str, entry: SoundObject) -> dict:
+    """An object as in a COCO file; an area that is not given is that of the box."""
+    area, segmentation = entry.raw.area, entry.segmentation
+    if isinstance(segmentation, list):
+        segmentation = [polygon.ravel().tolist() for polygon in segmentation]
+    return {
+        "file_id": entry.raw.annotation_id,
+        "image_id": image_id,
+        "category_id": entry.raw.category_id,
+        "bbox": list(entry.bbox),
+        "area": area if _is_finite(area) else entry.bbox[2] * entry.bbox[3],
+        "iscrowd": int(entry.raw.is_crowd),
+        "is_difficult": entry.raw.is_difficult,
+        "segmentation": segmentation,
+    }
+
+
+def _counts(entry: dict) -> bool:
+    return not entry["iscrowd"] and not entry["is_difficult"]
 
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _class_names(truth: Categories, annotation_file: str | Path, categories: Categories | None) -> dict[int, str]:
-    """Category id to a name that no other class has."""
+def _class_names(annotations: Annotations, categories: Categories | None) -> dict[int, str]:
+    """Category id, in their order, to a name that no other class has."""
+    truth = annotations.categories
     wrong = [] if categories is None else [i for i, name in truth.by_id.items() if categories.by_id.get(i) != name]
     if wrong:
         pairs = [f"id {i}: {categories.by_id.get(i, '-')} / {truth.by_id[i]}" for i in wrong]
         raise ValueError(
-            f"the model's categories are not those of {annotation_file} (model / file): {_some(pairs, '; ')}. "
+            f"the model's categories are not those of {annotations.source} (model / file): {_some(pairs, '; ')}. "
             "Evaluate on data with the categories of training, or set DATA.CLASS_NAMES and DATA.CATEGORY_IDS"
         )
-    return {i: name if truth.names.count(name) == 1 else f"{name} (id {i})" for i, name in zip(truth.ids, truth.names)}
+    return {
+        i: name if truth.names.count(name) == 1 else f"{name} (id {i})" for i, name in sorted(truth.by_id.items())
+    }
 
 
 def _check_results(results: list[dict], iou_types: Sequence[str]) -> None:
@@ -213,7 +247,7 @@ def _check_results(results: list[dict], iou_types: Sequence[str]) -> None:
             raise ValueError(f"result number {number}: bbox {bbox!r} must be four numbers, score {score!r} one")
 
 
-def _check_ids(results: list[dict], dataset: dict, annotation_file: str | Path, categories: Categories | None) -> None:
+def _check_ids(results: list[dict], dataset: dict, source: str, categories: Categories | None) -> None:
     known = {
         "image_id": {image["id"] for image in dataset["images"]},
         # A class of the model that the file does not list has nothing to be scored against.
@@ -224,7 +258,7 @@ def _check_ids(results: list[dict], dataset: dict, annotation_file: str | Path, 
         unknown = sorted({result[key] for result in results} - ids, key=str)
         if unknown:
             raise ValueError(
-                f"{len(unknown)} of the results' {key}s are not in {annotation_file}: {_some(unknown)}. "
+                f"{len(unknown)} of the results' {key}s are not in {source}: {_some(unknown)}. "
                 "Are these the results of another data set? Name the right one with DATA.VAL"
             )
 
@@ -241,7 +275,7 @@ def _check_masks(results: list[dict], dataset: dict) -> None:
             )
 
 
-def _ignore_maskless(dataset: dict, annotation_file: str | Path) -> dict:
+def _ignore_maskless(dataset: dict, source: str) -> dict:
     """The ground truth for masks: an object without a mask becomes an ignored region, its box, as crowds are."""
     annotations, maskless = [], []
     for annotation in dataset["annotations"]:
@@ -254,32 +288,38 @@ def _ignore_maskless(dataset: dict, annotation_file: str | Path) -> dict:
             segmentation = [box]
         annotations.append(annotation | {"segmentation": segmentation})
     if maskless and len(maskless) == len(annotations):
-        raise ValueError(f"no object in {annotation_file} has a mask: score boxes alone with MODE_MASK=False")
+        raise ValueError(f"no object in {source} has a mask: score boxes alone with MODE_MASK=False")
     if maskless:
         first = maskless[0]
         logger.warning(
             "%s: %d of %d objects have no mask and are ignored in mask AP; the first is annotation %s of image %s",
-            *(annotation_file, len(maskless), len(annotations), first["file_id"], first["image_id"]),
+            *(source, len(maskless), len(annotations), first["file_id"], first["image_id"]),
         )
     return dataset | {"annotations": annotations}
 
 
 def _score(
-    dataset: dict, results: list[dict], iou_type: str, names: dict[int, str], max_detections: int, num_workers: int,
-    watch: Stopwatch,
-) -> tuple[dict[str, float | None], dict[str, float | None]]:
-    """The twelve numbers and the AP by class name."""
-    limits = [1, 10, max_detections]
+    truth: dict,
+    results: list[dict],
+    iou_type: str,
+    metric: str,
+    max_detections: int,
+    num_workers: int = 0,
+    watch: Stopwatch | None = None,
+) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
+    """By name, the numbers of all classes and those of each class by id."""
+    watch = watch or Stopwatch()
     with watch.part(f"{TITLES[iou_type]} IoU and matching"):
-        matcher = CocoMatcher(dataset, results, iou_type, limits)
+        if metric == "voc":
+            matcher = VocMatcher(truth, results, iou_type)
+        else:
+            matcher = CocoMatcher(truth, results, iou_type, [1, 10, max_detections])
         outcomes = _match(matcher, TITLES[iou_type], num_workers)
     with watch.part("accumulation"):
-        precision, recall = matcher.precision_recall(outcomes)
-        by_class = dict(zip(names.values(), average_precisions(precision), strict=True))  # both by id
-        return twelve_numbers(precision, recall, limits), by_class
+        return matcher.numbers(outcomes)
 
 
-def _match(matcher: CocoMatcher, title: str, num_workers: int) -> np.ndarray:
+def _match(matcher: Matcher, title: str, num_workers: int) -> np.ndarray:
     """The outcomes of all chunks, made by this process where that is soon done, else by worker processes."""
     is_small = matcher.num_detections < FEW_DETECTIONS
     chunks = StepsInOrder(matcher.match, num_workers=0 if is_small or num_workers == 1 else num_workers)
@@ -293,21 +333,6 @@ def _match(matcher: CocoMatcher, title: str, num_workers: int) -> np.ndarray:
     finally:
         chunks.stop()
     return np.concatenate(outcomes)
-
-
-def format_metrics(metrics: Metrics) -> str:
-    """Two tables: the twelve numbers, and the AP of each class."""
-    titles = [TITLES[kind] for kind in metrics.overall()]
-    parts = ["Nothing was detected: every AP is 0."] if metrics.num_detections == 0 else []
-    parts.append(_table(["metric", *titles], metrics.overall()))
-    parts.append(_table(["class", *(f"{title} AP" for title in titles)], metrics.per_class))
-    return "\n\n".join(parts)
-
-
-def _table(headers: list[str], columns: dict[str, dict[str, float | None]]) -> str:
-    rows = [[name, *(column[name] for column in columns.values())] for name in next(iter(columns.values()))]
-    # Only the first column is text: a class may be called "1e5".
-    return tabulate(rows, headers, floatfmt=".4f", missingval="n/a", disable_numparse=[0])
 
 
 def metrics_path(results_file: str | Path) -> Path:
@@ -343,9 +368,9 @@ def configured_categories(cfg: Config) -> Categories | None:
 
 
 def evaluate_file(
-    results_file: str | Path, annotation_file: str | Path, cfg: Config, watch: Stopwatch | None = None
+    results_file: str | Path, annotations: Annotations, cfg: Config, watch: Stopwatch | None = None
 ) -> Metrics:
-    """Scores a results file against an annotation file, masks too where the config and the results have them."""
+    """Scores a results file against annotations, masks too where the config and the results have them."""
     watch = watch or Stopwatch()
     if not Path(results_file).is_file():
         raise FileNotFoundError(f"results file {results_file} does not exist: ./predict.py --evaluate writes one")
@@ -355,13 +380,13 @@ def evaluate_file(
     has_masks = any("segmentation" in result for result in listed)
     if cfg.MODE_MASK and results and not has_masks:
         logger.warning("%s holds no masks: only boxes are scored", results_file)
-    return evaluate_coco(
+    return evaluate(
         results,
-        annotation_file,
+        annotations,
+        metric=cfg.DATA.METRIC,
         iou_types=("bbox", "segm") if cfg.MODE_MASK and (has_masks or not results) else ("bbox",),
         categories=configured_categories(cfg),
         max_detections=cfg.TEST.RESULTS_PER_IM,
-        absolute_coord=cfg.DATA.ABSOLUTE_COORD,
         num_workers=cfg.DATA.NUM_WORKERS,
         watch=watch,
     )
@@ -369,7 +394,7 @@ def evaluate_file(
 
 def main() -> int:
     """Scores results files, one for each set of DATA.VAL."""
-    parser = argparse.ArgumentParser(description="Score COCO results files against the annotations of DATA.VAL.")
+    parser = argparse.ArgumentParser(description="Score results files against the annotations of DATA.VAL.")
     parser.add_argument("results", nargs="+", metavar="OUT.json", help="results, one file for each set of DATA.VAL")
     add_config_arguments(parser)
     args = parser.parse_args()
@@ -382,12 +407,15 @@ def main() -> int:
             "give one file for each set, in the same order"
         )
     for results_file, spec in zip(args.results, cfg.DATA.VAL, strict=True):
-        name, annotation_file, _ = locate_dataset(spec, basedir=cfg.DATA.BASEDIR)
         watch = Stopwatch()
-        metrics = evaluate_file(results_file, annotation_file, cfg, watch)
+        with watch.part("reading the annotations"):
+            annotations = read_annotations(
+                spec, basedir=cfg.DATA.BASEDIR, absolute_coord=cfg.DATA.ABSOLUTE_COORD, catalog=cfg.DATA.CATALOG
+            )
+        metrics = evaluate_file(results_file, annotations, cfg, watch)
         with watch.part("writing the metrics"):
             path = write_metrics(metrics, results_file)
-        print(f"{results_file} on {name}\n\n{format_metrics(metrics)}\n\n{watch.table()}\n")
+        print(f"{results_file} on {annotations.name}\n\n{format_metrics(metrics)}\n\n{watch.table()}\n")
         print(f"metrics written to {path}")
     return 0
 

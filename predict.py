@@ -15,9 +15,10 @@ import os
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,22 +28,23 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from data import load_set
 from eval import (
     Metrics,
     configured_categories,
-    evaluate_coco,
+    evaluate,
     format_metrics,
     metrics_path,
     results_to_json,
     write_json,
     write_metrics,
 )
-from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
-from FasterRCNN.imaging.read import read_image, read_record_image
+from FasterRCNN.datasets.photos import read_photo
+from FasterRCNN.imaging.read import IMAGE_SUFFIXES, read_image
 from FasterRCNN.imaging.visualize import draw_comparison, draw_detections
 from FasterRCNN.imaging.window import open_window
-from FasterRCNN.structures import Categories, Dataset, Detections, ImageRecord
+from FasterRCNN.structures import BoxList, Categories, Dataset
 
 if TYPE_CHECKING:
     from FasterRCNN.engine.predictor import Predictor
@@ -50,7 +52,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 READING_THREADS = 4
 
 
@@ -115,7 +116,7 @@ def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categorie
 
     for spec in (*cfg.DATA.VAL, *cfg.DATA.TRAIN):
         try:
-            return load_dataset(spec, basedir=cfg.DATA.BASEDIR, with_ground_truth=False).categories
+            return load_set(cfg, spec, with_truth=False).categories
         except FileNotFoundError:
             continue
     shapes = {name: value.shape for name, value in weights.items()}
@@ -128,11 +129,11 @@ def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categorie
 
 
 def detect_files(
-    predictor: Predictor, files: Sequence[str | Path | ImageRecord], failures: dict[str, str]
-) -> Iterator[tuple[int, np.ndarray, Detections]]:
-    """(index, photo, detections) of each file that can be read, in order; those of records must be of their size.
+    predictor: Predictor, files: Sequence[tuple[str, Callable[[], np.ndarray]]], failures: dict[str, str]
+) -> Iterator[tuple[int, np.ndarray, BoxList]]:
+    """(index, photo, detections) of each file that can be read, in order; files: name and what reads it.
 
-    The others go into failures, file to reason.
+    The others go into failures, name to reason.
     """
     from FasterRCNN.engine.predictor import map_ahead
 
@@ -141,8 +142,7 @@ def detect_files(
     def photos() -> Iterator[np.ndarray]:
         for index, (photo, reason) in enumerate(map_ahead(_try_to_read, files, threads=READING_THREADS)):
             if photo is None:
-                file = files[index]
-                failures[file.file_name if isinstance(file, ImageRecord) else str(file)] = reason
+                failures[files[index][0]] = reason
                 logger.error("not predicted: %s", reason)
             else:
                 waiting.append((index, photo))
@@ -153,11 +153,17 @@ def detect_files(
         yield index, photo, detections
 
 
-def _try_to_read(file: str | Path | ImageRecord) -> tuple[np.ndarray | None, str]:
+def _try_to_read(file: tuple[str, Callable[[], np.ndarray]]) -> tuple[np.ndarray | None, str]:
     try:
-        return (read_record_image(file) if isinstance(file, ImageRecord) else read_image(file)), ""
+        return file[1](), ""
     except (ValueError, FileNotFoundError) as error:
         return None, str(error)
+
+
+def photos_of(dataset: Dataset, indices: Sequence[int]) -> list[tuple[str, Callable[[], np.ndarray]]]:
+    """Images of a data set for `detect_files`."""
+    records = [dataset.records[index] for index in indices]
+    return [(record.file_name, partial(read_photo, record, dataset)) for record in records]
 
 
 # ---------------------------------------------------------------- photos
@@ -191,7 +197,7 @@ def predict_files(
     done = PredictedFiles(output_dir / "detections.json")
     names = unique_names([Path(file).stem for file in files])
     entries = []
-    photos = detect_files(predictor, files, done.failures)
+    photos = detect_files(predictor, [(file, partial(read_image, file)) for file in files], done.failures)
     with (open_window(output_dir) if show else None) or nullcontext() as window:
         for index, photo, detections in tqdm(photos, total=len(files), unit="photo", disable=None):
             entry = describe_detections(files[index], photo, detections, predictor.categories)
@@ -212,13 +218,14 @@ def draw_comparisons(
     predictor: Predictor, dataset: Dataset, number: int, *, score_threshold: float
 ) -> dict[int | str, np.ndarray]:
     """Truth beside prediction of a data set's first `number` images, BGR, by image id; unreadable ones are left out."""
-    records = [dataset.records[i] for i in range(min(number, len(dataset.records)))]
-    return {
-        records[i].image_id: draw_comparison(
-            photo, records[i], detections, dataset.categories, score_threshold=score_threshold
+    photos = photos_of(dataset, range(min(number, len(dataset))))
+    pictures = {}
+    for index, photo, detections in detect_files(predictor, photos, {}):
+        record = dataset.records[index]
+        pictures[record.image_id] = draw_comparison(
+            photo, record, detections, dataset.categories, score_threshold=score_threshold
         )
-        for i, photo, detections in detect_files(predictor, records, {})
-    }
+    return pictures
 
 
 def expand_inputs(inputs: Sequence[str | Path]) -> list[str]:
@@ -251,14 +258,14 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 def describe_detections(
-    file: str | Path, photo: np.ndarray, detections: Detections, categories: Categories
+    file: str | Path, photo: np.ndarray, detections: BoxList, categories: Categories
 ) -> dict[str, object]:
     """A photo's detections as JSON holds them: COCO results with the class's name, in the photo's pixels."""
     height, width = photo.shape[:2]
     results = results_to_json({str(file): detections}, categories)
     found = [
         {"name": categories.name_of_label(int(label))} | {key: result[key] for key in result if key != "image_id"}
-        for label, result in zip(detections.labels, results, strict=True)
+        for label, result in zip(detections.get_field("labels"), results, strict=True)
     ]
     return {"file_name": str(file), "height": height, "width": width, "detections": found}
 
@@ -271,18 +278,18 @@ def evaluate_model(
     dataset: Dataset,
     output: str | Path,
     *,
+    metric: str = "auto",
     max_detections: int = 100,
-    absolute_coord: bool = True,
     failures: dict[str, str] | None = None,
     num_workers: int | None = None,
     processes: Processes | None = None,
 ) -> Metrics | None:
     """Predicts on every image of a data set, writes COCO results to output and the metrics beside it, and scores them.
 
-    dataset: labelled as the model, with an annotation file; its ground truth need not be loaded. max_detections,
-    absolute_coord: as evaluate_coco's. An image that cannot be read counts as one without detections, is logged, and
-    goes into failures, file to reason; ValueError when none can be read. num_workers: as evaluate_coco's. Each of the
-    `processes` of a job predicts on its share of the images; the chief gets the metrics, the others None.
+    dataset: labelled as the model; its ground truth need not be loaded. metric, max_detections, num_workers: as
+    eval.evaluate's. An image that cannot be read counts as one without detections, is logged, and goes into failures,
+    file to reason; ValueError when none can be read. Each of the `processes` of a job predicts on its share of the
+    images; the chief gets the metrics, the others None, as all do for a set without annotations.
     """
     failures = {} if failures is None else failures
     indices = range(len(dataset))
@@ -297,13 +304,17 @@ def evaluate_model(
     if failures and len(failures) == len(dataset):
         raise ValueError(f"no image of {dataset.name} can be read; the first: {next(iter(failures.values()))}")
     write_json(results, output)
-    metrics = evaluate_coco(
+    annotations = dataset.reread()
+    if not annotations.has_truth:
+        logger.info("%s has no annotations to score against: %s is all there is", dataset.name, output)
+        return None
+    metrics = evaluate(
         results,
-        dataset.annotation_file,
+        annotations,
+        metric=metric,
         iou_types=("bbox", "segm") if predictor.with_masks else ("bbox",),
         categories=dataset.categories,
         max_detections=max_detections,
-        absolute_coord=absolute_coord,
         num_workers=num_workers,
     )
     write_metrics(metrics, output)
@@ -315,7 +326,7 @@ def predict_images(
 ) -> list[tuple[int, list[dict]]]:
     """(index, its detections as COCO results) of some images of a data set."""
     results = []
-    photos = detect_files(predictor, [dataset.records[index] for index in indices], failures)
+    photos = detect_files(predictor, photos_of(dataset, indices), failures)
     for place, _, detections in tqdm(photos, total=len(indices), unit="image", desc=dataset.name, disable=None):
         record = dataset.records[indices[place]]
         results.append((indices[place], results_to_json({record.image_id: detections}, dataset.categories)))
@@ -330,16 +341,7 @@ def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> list
     if not cfg.DATA.VAL:
         raise ValueError("DATA.VAL names no data set: give DATA.VAL=path/to/instances.json:path/to/images")
     # All are loaded before the first is predicted on, so that a wrong name is found at once.
-    datasets = [
-        load_dataset(
-            spec,
-            basedir=cfg.DATA.BASEDIR,
-            absolute_coord=cfg.DATA.ABSOLUTE_COORD,
-            with_ground_truth=False,
-            categories=predictor.categories,
-        )
-        for spec in cfg.DATA.VAL
-    ]
+    datasets = [load_set(cfg, spec, with_truth=False, categories=predictor.categories) for spec in cfg.DATA.VAL]
     errors = []
     for name, dataset in zip(unique_names([dataset.name for dataset in datasets]), datasets, strict=True):
         path = Path(output).with_suffix(f".{name}.json") if len(datasets) > 1 else Path(output)
@@ -348,16 +350,17 @@ def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> list
             predictor,
             dataset,
             path,
+            metric=cfg.DATA.METRIC,
             max_detections=cfg.TEST.RESULTS_PER_IM,
-            absolute_coord=cfg.DATA.ABSOLUTE_COORD,
             failures=failures,
         )
         if len(failures) > len(dataset) / 2:
             errors.append(
                 f"{len(failures)} of {len(dataset)} images of {name} cannot be read and count as without detections"
             )
-        print(f"\n{name}: {len(dataset)} images\n\n{format_metrics(metrics)}\n")
-        print(f"results: {path}\nmetrics: {metrics_path(path)}")
+        if metrics:
+            print(f"\n{name}: {len(dataset)} images\n\n{format_metrics(metrics)}\n")
+        print(f"results: {path}" + (f"\nmetrics: {metrics_path(path)}" if metrics else ""))
     return errors
 
 

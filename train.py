@@ -27,10 +27,10 @@ import numpy as np
 from tabulate import tabulate
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from data import load_training_set, make_train_dataflow
+from data import load_set, load_training_set, make_train_dataflow
 from eval import format_metrics
-from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.engine.run_folder import CONFIG_FILE, check_run_folder, claim_run_folder, describe_run
+from FasterRCNN.metrics import MAIN_NUMBER
 from FasterRCNN.structures import Categories, Dataset
 from model_table import format_table, read_headers
 from predict import (
@@ -111,7 +111,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 resume=args.resume,
                 start_weights=start_weights,
                 evaluate=make_evaluation(cfg, val_sets, logdir / "eval", job) if val_sets else None,
-                best_metrics=[f"{metric_prefixes(val_sets)[0]}{kind}/AP" for kind in ("segm", "bbox") if val_sets],
+                best_metrics=main_numbers(val_sets),
             )
     except Interrupted as stop:
         if is_chief:
@@ -181,16 +181,7 @@ def take_categories(cfg: Config, categories: Categories) -> None:
 def load_val_sets(cfg: Config, categories: Categories) -> list[Dataset]:
     """The sets of DATA.VAL, labelled as the training set."""
     try:
-        return [
-            load_dataset(
-                spec,
-                basedir=cfg.DATA.BASEDIR,
-                absolute_coord=cfg.DATA.ABSOLUTE_COORD,
-                with_masks=cfg.MODE_MASK,
-                categories=categories,
-            )
-            for spec in cfg.DATA.VAL
-        ]
+        return [load_set(cfg, spec, with_masks=cfg.MODE_MASK, categories=categories) for spec in cfg.DATA.VAL]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} (to train without evaluation: DATA.VAL=[])") from None
 
@@ -360,8 +351,8 @@ def make_evaluation(
                     predictor,
                     dataset,
                     output_dir / f"{prefix.replace('/', '.')}step-{step}.json",
+                    metric=cfg.DATA.METRIC,
                     max_detections=cfg.TEST.RESULTS_PER_IM,
-                    absolute_coord=cfg.DATA.ABSOLUTE_COORD,
                     num_workers=cfg.DATA.NUM_WORKERS,
                     processes=job,
                 )
@@ -379,7 +370,17 @@ def make_evaluation(
 def metric_prefixes(val_sets: Sequence[Dataset]) -> list[str]:
     """What stands before the names of each set's numbers: nothing when there is one set."""
     names = unique_names([val_set.name for val_set in val_sets])
-    return [""] if len(names) == 1 else [f"{name}/" for name in names]
+    return [""] * len(names) if len(names) <= 1 else [f"{name}/" for name in names]
+
+
+def main_numbers(val_sets: Sequence[Dataset]) -> list[str]:
+    """The numbers of the first set by which the best checkpoint is kept: the first of them that an evaluation gives."""
+    return [
+        f"{prefix}{kind}/{name}"
+        for prefix in metric_prefixes(val_sets)[:1]
+        for kind in ("segm", "bbox")
+        for name in MAIN_NUMBER.values()
+    ]
 
 
 def draw_pictures(predictor: Predictor, dataset: Dataset, score_threshold: float) -> dict[str, np.ndarray]:

@@ -1,17 +1,20 @@
 """COCO's matching of detections with ground truth, and its precision and recall: pycocotools' COCOeval on arrays.
 
 pycocotools' compiled part gives the IoUs; what it does in Python loops over images, classes, areas and thresholds is
-done here for all areas and thresholds at once. The numbers are the same.
+done here for all areas and thresholds at once. The numbers are the same. What Pascal VOC's way has in common with it,
+which is everything but the rules of a match and of the average, is `Matcher`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pycocotools import mask as mask_utils
 
-__all__ = ["CocoMatcher", "average_precisions", "twelve_numbers"]
+__all__ = ["HIT", "IGNORED", "MISS", "CocoMatcher", "Matcher", "average_precisions", "compressed_rle",
+           "twelve_numbers"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS = np.linspace(0, 1, 101)
@@ -36,24 +39,22 @@ class _PackedMasks:
         return [{"size": size, "counts": self._counts[i:j]} for size, i, j in zip(sizes, ends, ends[1:])]
 
 
-class CocoMatcher:
-    """Matches detections, best score first, with objects of their image and category, a chunk at a time.
+class Matcher(ABC):
+    """Brings detections, best score first, together with the objects of their image and category, a chunk at a time.
 
     dataset: images (id, height, width), categories (id) and annotations as of a COCO file, each with image_id,
-    category_id, area, iscrowd, and bbox or segmentation (polygons or compressed RLE), which iou_type, "bbox" or "segm",
-    chooses between. results: of these images. What is of other categories is left out. Of an image and class the
-    best `detection_limits[-1]` detections count.
+    category_id, area, iscrowd, is_difficult (False where it is missing), and bbox or segmentation (polygons or
+    compressed RLE), which iou_type, "bbox" or "segm", chooses between. results: of these images. What is of other
+    categories is left out. Of an image and class the best `most_detections` count, None: all.
 
-    Below, N counts the detections that count, T = 10 IoU thresholds, A = 4 areas, K categories by id, R = 101 recall
-    points, M detection limits.
+    Below, N counts the detections that count, n those of a chunk, K categories by id.
     """
 
-    def __init__(self, dataset: dict, results: Sequence[dict], iou_type: str, detection_limits: Sequence[int]):
-        self._detection_limits = detection_limits
+    def __init__(self, dataset: dict, results: Sequence[dict], iou_type: str, most_detections: int | None = None):
         self._num_categories = len(dataset["categories"])
         indices = _index(dataset["images"]), _index(dataset["categories"])
         self._take_truth(dataset, *indices, iou_type)
-        self._take_detections(results, *indices, iou_type)
+        self._take_detections(results, *indices, iou_type, most_detections)
 
     def _take_truth(self, dataset: dict, images: dict, categories: dict, iou_type: str) -> None:
         annotations = [entry for entry in dataset["annotations"] if entry["category_id"] in categories]
@@ -62,21 +63,24 @@ class CocoMatcher:
         annotations = [annotations[i] for i in order]
         self._truth_pairs = pairs[order]
         self._is_crowd = np.array([bool(entry["iscrowd"]) for entry in annotations], bool)
-        areas = np.array([entry["area"] for entry in annotations], np.float64)
-        self._is_ignored_truth = self._is_crowd[:, None] | _is_outside(areas)  # objects x A
+        self._is_difficult = np.array([entry.get("is_difficult", False) for entry in annotations], bool)
+        self._truth_areas = np.array([entry["area"] for entry in annotations], np.float64)
         if iou_type == "bbox":
             self._truth = _boxes(annotations)
         else:
             sizes = {image["id"]: (image["height"], image["width"]) for image in dataset["images"]}
             self._truth = [(entry["segmentation"], *sizes[entry["image_id"]]) for entry in annotations]
 
-    def _take_detections(self, results: Sequence[dict], images: dict, categories: dict, iou_type: str) -> None:
+    def _take_detections(
+        self, results: Sequence[dict], images: dict, categories: dict, iou_type: str, most_detections: int | None
+    ) -> None:
         results = [result for result in results if result["category_id"] in categories]
         pairs = _pairs(results, images, categories)
         scores = np.array([result["score"] for result in results], np.float64)
         order = np.lexsort([-scores, pairs])
         ranks = _rank_in_run(pairs[order])
-        order, self._ranks = (values[ranks < self._detection_limits[-1]] for values in (order, ranks))
+        is_counted = ranks < (len(ranks) if most_detections is None else most_detections)
+        order, self._ranks = order[is_counted], ranks[is_counted]
         self._pairs, self._scores = pairs[order], scores[order]
         results = [results[i] for i in order]
         self._found = _boxes(results) if iou_type == "bbox" else _PackedMasks([r["segmentation"] for r in results])
@@ -86,7 +90,7 @@ class CocoMatcher:
 
     @property
     def num_detections(self) -> int:
-        """N: without those beyond the greatest limit or of other categories."""
+        """N: without those beyond the limit or of other categories."""
         return len(self._scores)
 
     @property
@@ -94,25 +98,74 @@ class CocoMatcher:
         """At least 1."""
         return len(self._bounds) - 1
 
+    @abstractmethod
     def match(self, chunk: int) -> list[np.ndarray]:
-        """What became of a chunk's detections: [uint8 n x A x T of MISS, HIT, IGNORED]; n = 0 behind the last chunk."""
+        """What became of a chunk's detections: [uint8 n x ... of MISS, HIT, IGNORED]; n = 0 behind the last chunk."""
+
+    @abstractmethod
+    def numbers(self, outcomes: np.ndarray) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
+        """By name, the numbers of all classes and those of each class, K by id; None: no object.
+
+        outcomes: those of all chunks, N x ....
+        """
+
+    def _bounds_of(self, chunk: int) -> tuple[int, int]:
         start, stop = self._bounds[chunk : chunk + 2] if chunk < self.num_chunks else (0, 0)
+        return start, stop
+
+    def _overlaps(self, start: int, stop: int) -> Iterator[tuple[slice, slice, np.ndarray]]:
+        """Where an image and class has both: its detections, counted from `start`, its objects, and their IoUs D x G.
+
+        The IoU with a crowd is the share of the detection that lies in it.
+        """
+        found = self._found[start:stop]
+        pairs, firsts = np.unique(self._pairs[start:stop], return_index=True)
+        lasts = np.append(firsts[1:], stop - start)
+        truth_firsts, truth_lasts = (np.searchsorted(self._truth_pairs, pairs, side) for side in ("left", "right"))
+        for i in np.flatnonzero(truth_firsts < truth_lasts):
+            own, objects = slice(firsts[i], lasts[i]), slice(truth_firsts[i], truth_lasts[i])
+            truth = self._truth[objects]
+            regions = truth if isinstance(truth, np.ndarray) else [compressed_rle(*entry) for entry in truth]
+            yield own, objects, mask_utils.iou(found[own], regions, self._is_crowd[objects])
+
+    def _detections_of_categories(self) -> list[np.ndarray]:
+        """The places of each category's detections, best score first."""
+        categories = self._pairs % self._num_categories
+        order = np.lexsort([-self._scores, categories])
+        bounds = np.searchsorted(categories[order], np.arange(self._num_categories + 1))
+        return [order[start:stop] for start, stop in zip(bounds, bounds[1:])]
+
+
+class CocoMatcher(Matcher):
+    """COCO's rules, see `Matcher`. detection_limits: the numbers of detections of an image and class to count.
+
+    T = 10 IoU thresholds, A = 4 areas, R = 101 recall points, M detection limits. A difficult object is to be ignored,
+    as a crowd is, but can be found once only.
+    """
+
+    def __init__(self, dataset: dict, results: Sequence[dict], iou_type: str, detection_limits: Sequence[int]):
+        super().__init__(dataset, results, iou_type, detection_limits[-1])
+        self._detection_limits = detection_limits
+        is_ignored = self._is_crowd | self._is_difficult
+        self._is_ignored_truth = is_ignored[:, None] | _is_outside(self._truth_areas)  # objects x A
+
+    def match(self, chunk: int) -> list[np.ndarray]:
+        """Outcomes n x A x T."""
+        start, stop = self._bounds_of(chunk)
         found = self._found[start:stop]
         is_boxes = isinstance(found, np.ndarray)
         # One at a time: of more than 255 masks NumPy 2 makes mask_utils.area an error.
         areas = found[:, 2] * found[:, 3] if is_boxes else np.array([mask_utils.area(mask) for mask in found], float)
         outcomes = np.where(_is_outside(areas), IGNORED, MISS).astype(np.uint8)
         outcomes = np.repeat(outcomes[:, :, None], len(IOU_THRESHOLDS), axis=2)
-        pairs, firsts = np.unique(self._pairs[start:stop], return_index=True)
-        lasts = np.append(firsts[1:], stop - start)
-        truth_firsts, truth_lasts = (np.searchsorted(self._truth_pairs, pairs, side) for side in ("left", "right"))
-        for i in np.flatnonzero(truth_firsts < truth_lasts):
-            own, objects = slice(firsts[i], lasts[i]), slice(truth_firsts[i], truth_lasts[i])
-            truth, is_crowd = self._truth[objects], self._is_crowd[objects]
-            regions = truth if is_boxes else [_rle(*entry) for entry in truth]
-            ious = mask_utils.iou(found[own], regions, is_crowd)
-            _mark_matches(outcomes[own], ious, is_crowd, self._is_ignored_truth[objects].T)
+        for own, objects, ious in self._overlaps(start, stop):
+            _mark_matches(outcomes[own], ious, self._is_crowd[objects], self._is_ignored_truth[objects].T)
         return [outcomes]
+
+    def numbers(self, outcomes: np.ndarray) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
+        """COCO's twelve, and the AP of each class."""
+        precision, recall = self.precision_recall(outcomes)
+        return twelve_numbers(precision, recall, self._detection_limits), {"AP": average_precisions(precision)}
 
     def precision_recall(self, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Precision T x R x K x A at the greatest detection limit, and recall T x K x A x M; -1 where no object counts.
@@ -122,11 +175,7 @@ class CocoMatcher:
         shape = len(IOU_THRESHOLDS), self._num_categories, len(AREAS)
         precision = np.full((shape[0], len(RECALL_POINTS), *shape[1:]), -1.0)
         recall = np.full((*shape, len(self._detection_limits)), -1.0)
-        categories = self._pairs % self._num_categories
-        order = np.lexsort([-self._scores, categories])
-        bounds = np.searchsorted(categories[order], np.arange(self._num_categories + 1))
-        for k in range(self._num_categories):
-            chosen = order[bounds[k] : bounds[k + 1]]
+        for k, chosen in enumerate(self._detections_of_categories()):
             objects = ~self._is_ignored_truth[self._truth_pairs % self._num_categories == k]
             for a, num_objects in enumerate(objects.sum(axis=0)):
                 if num_objects:
@@ -191,7 +240,8 @@ def _is_outside(areas: np.ndarray) -> np.ndarray:
     return (areas[:, None] < low) | (areas[:, None] > high)
 
 
-def _rle(segmentation: list | dict, height: int, width: int) -> dict:
+def compressed_rle(segmentation: list | dict, height: int, width: int) -> dict:
+    """The compressed RLE, of the image's size, of COCO's polygons [[x, y, ...], ...]; of one, itself."""
     if isinstance(segmentation, dict):
         return segmentation
     return mask_utils.merge(mask_utils.frPyObjects(segmentation, height, width))

@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -56,32 +57,33 @@ def time_photos(args):
         files = [str(Path(folder) / f"{i}.jpg") for i in range(args.num_photos)]
         for file in files:
             cv2.imwrite(file, draw_photo(random, height, width), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        photos = [(file, partial(read_image, file)) for file in files]
         batches = [predictor._prepare([(0, read_image(file))]) for file in files]
 
         def network_only():
-            return [predictor.network_only(batch.image, batch.image_size) for batch in batches]
+            return [predictor.network_only(batch.images.tensors, batch.images.image_sizes) for batch in batches]
 
         def everything():
-            return [detections for _, _, detections in detect_files(predictor, files, {})]
+            return [detections for _, _, detections in detect_files(predictor, photos, {})]
 
         found = everything()
         print(f"{len(files)} JPEGs of {width}x{height}, {Path(files[0]).stat().st_size / 1000:.0f} kB, to "
-              f"{'x'.join(map(str, batches[0].image.shape[1:3]))}; {len(found[0])} detections, {describe_masks(found)}")
+              f"{'x'.join(map(str, batches[0].images.tensors.shape[1:3]))}; {len(found[0])} detections, "
+              f"{describe_masks(found)}")
         times = np.array([[timed_once(network_only), timed_once(everything)] for _ in range(args.rounds)]) / len(files)
         (network, network_cpu), (whole, whole_cpu) = times.min(axis=0)
         ratios = np.sort(times[:, 1, 0] / times[:, 0, 0])
         print(f"network only {network:.3f} s a photo, everything {whole:.3f} s: {whole / network:.3f} x; "
               f"of the {args.rounds} rounds {ratios[0]:.3f} to {ratios[-1]:.3f} x, median {np.median(ratios):.3f} x")
         print(f"of processor time {network_cpu:.3f} s and {whole_cpu:.3f} s a photo: {whole_cpu / network_cpu:.3f} x")
-        lone = timed(lambda: list(detect_files(predictor, files[:1], {})), args.rounds).min()
+        lone = timed(lambda: list(detect_files(predictor, photos[:1], {})), args.rounds).min()
         print(f"a lone photo {lone:.3f} s: {lone / network:.3f} x")
         print_parts(predictor, files[0], args.rounds)
 
 
 def describe_masks(found):
-    boxes = np.concatenate([detections.boxes for detections in found])
-    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-    counts = [len(mask["counts"]) for detections in found for mask in detections.masks]
+    sides = np.sqrt(np.concatenate([detections.area() for detections in found]))
+    counts = [len(rle["counts"]) for detections in found for rle in detections.get_field("masks").segmentations]
     return f"median side of a box {np.median(sides):.0f} pixels, {np.mean(counts):.0f} bytes an RLE"
 
 

@@ -3,6 +3,7 @@
 
     python benchmarks/evaluation.py               # 5,000 images, 36,000 objects, 500,000 detections with masks
     python benchmarks/evaluation.py --images 500  # a tenth
+    python benchmarks/evaluation.py --metric voc  # Pascal VOC's numbers, timed alone
 
 Prints the seconds of each part, the ratio, and the greatest difference of any number: the twelve of boxes, the twelve
 of masks, and the AP of each class. pycocotools gets the results twice, the second time without boxes, so that masks are
@@ -27,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from config import default_config, run_command  # noqa: E402
 
 from eval import Stopwatch, evaluate_file, write_json, write_metrics  # noqa: E402
+from FasterRCNN.datasets.catalog import read_annotations  # noqa: E402
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES  # noqa: E402
 
 HEIGHT, WIDTH = 480, 640
@@ -112,16 +114,24 @@ def draw(folder, num_images):
     return truth_file, results_file
 
 
-def run_ours(truth_file, results_file, num_workers):
-    """Return the numbers by name, and the stopwatch."""
+def run_ours(truth_file, results_file, num_workers, metric):
+    """Return the metrics and the stopwatch."""
     cfg = default_config()
     cfg.DATA.NUM_WORKERS = num_workers
+    cfg.DATA.METRIC = metric
     watch = Stopwatch()
-    metrics = evaluate_file(results_file, truth_file, cfg, watch)
+    with watch.part("reading the annotations"):
+        annotations = read_annotations(f"{truth_file}:{truth_file.parent}")
+    metrics = evaluate_file(results_file, annotations, cfg, watch)
     with watch.part("writing the metrics"):
         write_metrics(metrics, results_file)
-    classes = {f"{kind}/{name}": ap for kind, table in metrics.per_class.items() for name, ap in table.items()}
-    return metrics.scalars() | {name: ap for name, ap in classes.items() if ap is not None}, watch
+    return metrics, watch
+
+
+def numbers_of(metrics):
+    """Return the numbers by name, those of each class among them."""
+    classes = {f"{kind}/{name}": ap for kind, tables in metrics.per_class.items() for name, ap in tables["AP"].items()}
+    return metrics.scalars() | {name: ap for name, ap in classes.items() if ap is not None}
 
 
 def run_pycocotools(truth_file, results_file):
@@ -154,15 +164,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=5000, help="(%(default)s)")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="worker processes (%(default)s)")
+    parser.add_argument("--metric", choices=["coco", "voc"], default="coco", help="whose numbers (%(default)s)")
     parser.add_argument("--skip-pycocotools", action="store_true", help="time ours alone")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         files = draw(Path(folder), args.images)
-        ours, watch = run_ours(*files, args.workers)
-        print(f"{args.workers} workers; box AP {ours['bbox/AP']:.4f}, mask AP {ours['segm/AP']:.4f}\n")
-        print(f"{watch.table()}\n", flush=True)
-        if args.skip_pycocotools:
+        metrics, watch = run_ours(*files, args.workers, args.metric)
+        _, main_number = metrics.main
+        named = ", ".join(f"{kind} {main_number} {table[main_number]:.4f}" for kind, table in metrics.overall().items())
+        print(f"{args.workers} workers; {named}\n\n{watch.table()}\n", flush=True)
+        if args.skip_pycocotools or args.metric != "coco":
             return 0
+        ours = numbers_of(metrics)
         theirs, their_watch = run_pycocotools(*files)
     print(f"pycocotools\n\n{their_watch.table()}\n")
     print(f"ours / pycocotools: {watch.total() / their_watch.total():.3f}")

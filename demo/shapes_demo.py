@@ -52,7 +52,7 @@ def main():
     start = time.monotonic()
     base, model, pictures = args.output_dir / "shapes", args.output_dir / "model", args.output_dir / "pictures"
     results = args.output_dir / "results.json"
-    run("data.py", "draw", "--output-dir", base)
+    run("data.py", "--draw", base)
     run("train.py", "--config-file", ROOT / "configs" / "shapes.yaml", "--logdir", model, "--overwrite",
         "--config", f"DATA.BASEDIR={base}", *args.config)
     run("predict.py", "--load", model, "--evaluate", results)

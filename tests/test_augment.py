@@ -1,11 +1,12 @@
-"""Flips, mask crops and sizes, compared with pycocotools' masks at full resolution."""
+"""Mask crops and sizes, compared with pycocotools' masks at full resolution."""
 
 import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from FasterRCNN.imaging.augment import MASK_CELLS, crop_masks, flip_boxes, flip_masks, pack_mask, unpack_mask
+from FasterRCNN.imaging.augment import MASK_CELLS, crop_masks, pack_mask, unpack_mask
 from FasterRCNN.imaging.resize import resize_image, resize_scale, resized_shape
+from FasterRCNN.masks import Masks
 
 HEIGHT, WIDTH = 300, 400
 
@@ -31,6 +32,10 @@ def rle_of(polygons):
     return mask_utils.merge(mask_utils.frPyObjects(flat, HEIGHT, WIDTH))
 
 
+def crops_of(segmentations, boxes):
+    return crop_masks(Masks(segmentations, (WIDTH, HEIGHT)), boxes)
+
+
 def at_full_size(crop, box):
     """The crop's value at the centre of each pixel of the image, 0 outside the box."""
     x, y = (np.arange(WIDTH) + 0.5 - box[0]) / (box[2] - box[0]), (np.arange(HEIGHT) + 0.5 - box[1]) / (box[3] - box[1])
@@ -51,7 +56,7 @@ def test_crops_hold_the_mask_that_pycocotools_draws(form):
     objects = [make_polygons(rng, parts) for parts in [1] * 20 + [2] * 10 + [3] * 5]
     boxes = np.array([box_of(polygons) for polygons in objects])
     segmentations = objects if form == "polygons" else [rle_of(polygons) for polygons in objects]
-    crops = crop_masks(segmentations, boxes)
+    crops = crops_of(segmentations, boxes)
     assert crops.shape == (35, MASK_CELLS, MASK_CELLS) and crops.dtype == np.uint8
     ious = [
         iou(at_full_size(crop, box), mask_utils.decode(rle_of(polygons)))
@@ -65,14 +70,14 @@ def test_a_cell_is_set_when_its_centre_lies_inside():
     box = np.float32([10, 20, 10 + MASK_CELLS, 20 + MASK_CELLS])
     for edge, columns in [(40.3, 30), (40.7, 31)]:
         polygon = np.float32([[10, 20], [edge, 20], [edge, 132], [10, 132]])
-        (crop,) = crop_masks([[polygon]], box[None])
+        (crop,) = crops_of([[polygon]], box[None])
         np.testing.assert_array_equal(crop, np.arange(MASK_CELLS)[None].repeat(MASK_CELLS, 0) < columns)
 
 
 def test_an_rle_is_cropped_without_a_shift():
     bitmap = np.zeros((HEIGHT, WIDTH), np.uint8, order="F")
     bitmap[50:60, 100:120] = 1
-    (crop,) = crop_masks([mask_utils.encode(bitmap)], np.float32([[95, 45, 125, 65]]))
+    (crop,) = crops_of([mask_utils.encode(bitmap)], np.float32([[95, 45, 125, 65]]))
     x, y = (np.arange(MASK_CELLS) + 0.5) / MASK_CELLS * 30 + 95, (np.arange(MASK_CELLS) + 0.5) / MASK_CELLS * 20 + 45
     expected = np.outer((y > 50) & (y < 60), (x > 100) & (x < 120))
     assert iou(crop, expected) > 0.99
@@ -81,31 +86,32 @@ def test_an_rle_is_cropped_without_a_shift():
 def test_a_box_smaller_than_its_object_cuts_it():
     polygon = np.float32([[0, 0], [400, 0], [400, 300], [0, 300]])
     slivers = np.float32([[10, 10, 60, 60], [100, 0, 100.01, 300], [0, 0, 400, 0.001]])
-    assert (crop_masks([[polygon]] * 3, slivers) == 1).all()
+    assert (crops_of([[polygon]] * 3, slivers) == 1).all()
 
 
 def test_no_objects_and_objects_without_mask():
-    assert crop_masks([], np.zeros((0, 4), np.float32)).shape == (0, MASK_CELLS, MASK_CELLS)
-    assert not crop_masks([None], np.float32([[0, 0, 5, 5]])).any()
+    assert crops_of([], np.zeros((0, 4), np.float32)).shape == (0, MASK_CELLS, MASK_CELLS)
+    assert not crops_of([None], np.float32([[0, 0, 5, 5]])).any()
+
+
+def test_crops_of_a_resized_image_are_the_same():
+    rng = np.random.default_rng(2)
+    objects = [make_polygons(rng, 2) for _ in range(5)]
+    boxes = np.array([box_of(polygons) for polygons in objects])
+    for segmentations in (objects, [rle_of(polygons) for polygons in objects]):
+        masks = Masks(segmentations, (WIDTH, HEIGHT))
+        resized = masks.affine([[1.67, 0, 0], [0, 1.66, 0]], (668, 498))
+        assert iou(crop_masks(resized, boxes * (1.67, 1.66, 1.67, 1.66)), crop_masks(masks, boxes)) > 0.999
 
 
 def test_flipped_crops_are_the_crops_of_the_flipped_object():
     rng = np.random.default_rng(1)
     objects = [make_polygons(rng, 2) for _ in range(10)]
     boxes = np.array([box_of(polygons) for polygons in objects])
-    mirrored = [
-        [np.float32([WIDTH, 0]) + polygon * np.float32([-1, 1]) for polygon in polygons] for polygons in objects
-    ]
-    flipped_boxes = flip_boxes(boxes, WIDTH)
-    np.testing.assert_allclose(flipped_boxes, [box_of(polygons) for polygons in mirrored], atol=1e-3)
-    assert iou(flip_masks(crop_masks(objects, boxes)), crop_masks(mirrored, flipped_boxes)) > 0.995
-
-
-def test_flipping_twice_changes_nothing():
-    boxes = np.float32([[1, 2, 30, 40], [0, 0, 100, 5]])
-    np.testing.assert_array_equal(flip_boxes(boxes, 100)[1], boxes[1])
-    np.testing.assert_array_equal(flip_boxes(flip_boxes(boxes, 100), 100), boxes)
-    assert flip_boxes(np.zeros((0, 4), np.float32), 100).shape == (0, 4)
+    masks = Masks(objects, (WIDTH, HEIGHT))
+    flipped = masks.affine([[-1, 0, WIDTH], [0, 1, 0]], (WIDTH, HEIGHT))
+    flipped_boxes = np.stack([WIDTH - boxes[:, 2], boxes[:, 1], WIDTH - boxes[:, 0], boxes[:, 3]], axis=1)
+    assert iou(crop_masks(flipped, flipped_boxes), crop_masks(masks, boxes)[..., ::-1]) > 0.995
 
 
 def test_packed_crops_come_back():

@@ -2,9 +2,13 @@
 
 import json
 
+from config import default_config
+
 import pytest
 
-from FasterRCNN.datasets.catalog import COCO_IMAGE_FOLDERS, load_dataset, load_datasets
+import data
+from FasterRCNN.datasets.catalog import COCO_IMAGE_FOLDERS, align_categories, join_datasets, load_dataset
+from FasterRCNN.structures import Categories
 
 
 def write_set(annotation_file, image_dir, image_ids, names=("cat", "dog"), category_ids=(1, 2)):
@@ -23,8 +27,10 @@ def write_set(annotation_file, image_dir, image_ids, names=("cat", "dog"), categ
 @pytest.mark.parametrize("name", COCO_IMAGE_FOLDERS)
 def test_coco_names_follow_cocos_layout(tmp_path, name):
     split = name.removeprefix("coco_")
-    folder = {"minival2014": "val2014", "valminusminival2014": "val2014", "val2017_100": "val2017"}.get(split, split)
-    write_set(tmp_path / f"annotations/instances_{split}.json", tmp_path / folder, [3])
+    parts = {"minival2014": "val2014", "valminusminival2014": "val2014", "val2017_100": "val2017"}
+    folder = {**parts, "test-dev2017": "test2017"}.get(split, split)
+    prefix = "image_info" if "test" in split else "instances"
+    write_set(tmp_path / f"annotations/{prefix}_{split}.json", tmp_path / folder, [3])
     dataset = load_dataset(name, basedir=tmp_path)
     assert dataset.name == name
     assert dataset.records[0].file_name == str(tmp_path / folder / "COCO_000000000003.jpg")
@@ -40,7 +46,7 @@ def test_own_data_by_path_need_no_basedir(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("spec", ["coco_train2018", "mine.json", "mine.json:", ":photos", ""])
 def test_an_unknown_name_is_answered_with_the_choices(spec):
-    with pytest.raises(ValueError, match="unknown data set .*coco_train2017, .*path/to/instances.json:path/to/images"):
+    with pytest.raises(ValueError, match="unknown data set .*coco_train2017, .*instances.json:path/to/images, voc:DIR"):
         load_dataset(spec, basedir="")
 
 
@@ -49,38 +55,43 @@ def test_a_missing_annotation_file_is_named(tmp_path):
         load_dataset("coco_val2017", basedir=tmp_path)
 
 
+def load_training_sets(*specs):
+    cfg = default_config()
+    cfg.update_dict({"DATA.TRAIN": list(specs)})
+    return data.load_training_set(cfg)
+
+
 def test_several_sets_join_in_order(tmp_path):
     first = write_set(tmp_path / "a.json", tmp_path / "a", [1, 2])
     second = write_set(tmp_path / "b.json", tmp_path / "b", [2], names=("dog", "cat"), category_ids=(4, 9))
-    joined = load_datasets([first, second], basedir="")
+    joined = load_training_sets(first, second)
     assert joined.name == "a+b"
     assert [record.image_id for record in joined.records] == [1, 2, 2]
     assert [joined.categories.name_of_label(record.labels[0]) for record in joined.records] == ["dog", "dog", "cat"]
     assert joined.categories.ids == (1, 2)
-    alone = load_datasets([first], basedir="")
-    assert alone.annotation_file == str(tmp_path / "a.json")
+    alone = load_training_sets(first)
+    assert alone.reread().source == str(tmp_path / "a.json")
 
 
-def test_sets_of_other_categories_do_not_join(tmp_path):
+def test_sets_of_other_classes_do_not_join(tmp_path):
     first = write_set(tmp_path / "a.json", tmp_path / "a", [1])
     second = write_set(tmp_path / "b.json", tmp_path / "b", [2], names=("cat", "wolf"))
-    with pytest.raises(ValueError, match=r"b\.json: its categories differ .*id 2: wolf / dog"):
-        load_datasets([first, second], basedir="")
+    with pytest.raises(ValueError, match=r"b\.json: its classes are not .* Only here: wolf; only in training: dog"):
+        load_training_sets(first, second)
 
 
-def test_objects_without_masks_are_for_evaluation_alone(tmp_path):
-    spec = write_set(tmp_path / "a.json", tmp_path / "a", [1])
-    content = json.loads((tmp_path / "a.json").read_text())
-    content["annotations"][0]["segmentation"] = []
-    (tmp_path / "a.json").write_text(json.dumps(content))
-    assert load_dataset(spec, basedir="").records[0].segmentations == [None]
-    with pytest.raises(ValueError, match=r"a\.json, image id 1, annotation id 1: .*no segmentation.*MODE_MASK=False"):
-        load_datasets([spec], basedir="")
+def test_a_set_may_lack_classes_of_the_other(tmp_path):
+    wanted = Categories(names=("cat", "dog", "car"), ids=(1, 2, 3))
+    own = Categories(names=("car", "cat"), ids=(1, 2))
+    aligned = align_categories(own, wanted, "a.json")
+    assert aligned.names == wanted.names
+    assert [aligned.label_of_id(i) for i in own.ids] == [3, 1]
+    assert len(set(aligned.ids)) == 3
 
 
 def test_no_set_at_all():
     with pytest.raises(ValueError, match="no data set is given"):
-        load_datasets([], basedir="")
+        join_datasets([])
 
 
 def test_a_missing_named_set_names_those_that_are_there(tmp_path):

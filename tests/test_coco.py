@@ -8,7 +8,9 @@ import pytest
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
-from FasterRCNN.datasets.coco import load_coco
+from FasterRCNN.datasets.catalog import load_dataset
+from FasterRCNN.datasets.coco import read_coco
+from FasterRCNN.datasets.problems import Problems
 from FasterRCNN.structures import Categories
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
@@ -22,14 +24,14 @@ def annotate(annotation_id=1, **changes):
 
 @pytest.fixture
 def write(tmp_path):
-    """Writes annotations (and no info or licenses) and returns the arguments of load_coco."""
+    """Writes annotations (and no info or licenses) and returns the data set's name."""
 
     def write_file(annotations, categories=CATEGORIES, **changes):
         images = [{"id": i, "file_name": f"{i}.jpg", "height": 40, "width": 60} for i in (5, 0, 12)]
         content = {"images": images, "annotations": annotations, "categories": categories, **changes}
         (tmp_path / "a.json").write_text(json.dumps(content))
         (tmp_path / "images").mkdir(exist_ok=True)
-        return {"annotation_file": tmp_path / "a.json", "image_dir": tmp_path / "images", "name": "mine"}
+        return f"{tmp_path / 'a.json'}:{tmp_path / 'images'}"
 
     return write_file
 
@@ -53,12 +55,12 @@ def bitmap_of(segmentation, height=40, width=60):
 
 
 def test_images_keep_their_order_and_ids_become_labels(write, tmp_path):
-    arguments = write(
+    spec = write(
         [annotate(1, category_id=90), annotate(2, category_id=0, image_id=12), annotate(3, category_id=7)]
     )
-    dataset = load_coco(**arguments)
-    assert dataset.name == "mine"
-    assert dataset.annotation_file == str(tmp_path / "a.json")
+    dataset = load_dataset(spec)
+    assert dataset.name == "a"
+    assert dataset.reread().source == str(tmp_path / "a.json")
     assert dataset.categories == Categories(names=("cat", "dog", "car"), ids=(0, 7, 90))
     assert [record.image_id for record in dataset.records] == [5, 0, 12]
     first, empty, last = dataset.records
@@ -70,7 +72,7 @@ def test_images_keep_their_order_and_ids_become_labels(write, tmp_path):
     assert len(empty) == 0 and empty.boxes.shape == (0, 4) and empty.segmentations == []
 
 
-def test_every_form_of_segmentation_agrees_with_pycocotools(write):
+def test_every_form_of_segmentation_agrees_with_pycocotools(write, tmp_path):
     blob = np.zeros((40, 60), np.uint8)
     blob[12:30, 5:50] = 1
     blob[20:25, 20:30] = 0
@@ -83,9 +85,12 @@ def test_every_form_of_segmentation_agrees_with_pycocotools(write):
         rle_of(blob, compressed=True),
         rle_of(corner, compressed=False),
     ]
-    arguments = write([annotate(i, segmentation=form, iscrowd=int(i == 3)) for i, form in enumerate(forms, start=1)])
-    record = load_coco(**arguments).records[0]
-    truth = COCO(str(arguments["annotation_file"]))
+    spec = write([
+        annotate(i, bbox=[0, 0, 60, 40], segmentation=form, iscrowd=int(i == 3))
+        for i, form in enumerate(forms, start=1)
+    ])
+    record = load_dataset(spec).records[0]
+    truth = COCO(str(tmp_path / "a.json"))
     for i, segmentation in enumerate(record.segmentations, start=1):
         np.testing.assert_array_equal(bitmap_of(segmentation), truth.annToMask(truth.anns[i]))
     np.testing.assert_array_equal(bitmap_of(record.segmentations[2]), blob)
@@ -93,13 +98,13 @@ def test_every_form_of_segmentation_agrees_with_pycocotools(write):
 
 
 def test_boxes_are_clipped_to_the_image(write):
-    record = load_coco(**write([annotate(bbox=[-5, 30.5, 100, 100])])).records[0]
-    np.testing.assert_array_equal(record.boxes, np.float32([[0, 30.5, 60, 40]]))
+    record = load_dataset(write([annotate(bbox=[-5, 20.5, 100, 100])])).records[0]
+    np.testing.assert_array_equal(record.boxes, np.float32([[0, 20.5, 60, 40]]))
 
 
 def test_fractions_of_the_image(write):
-    arguments = write([annotate(bbox=[0.5, 0.25, 0.25, 0.5], segmentation=[[0, 0, 1, 0, 1, 1]])])
-    record = load_coco(**arguments, absolute_coord=False).records[0]
+    spec = write([annotate(bbox=[0.5, 0.25, 0.25, 0.5], segmentation=[[0, 0, 1, 0, 1, 1]])])
+    record = load_dataset(spec, absolute_coord=False).records[0]
     np.testing.assert_array_equal(record.boxes, np.float32([[30, 10, 45, 30]]))
     np.testing.assert_array_equal(record.segmentations[0][0], np.float32([[0, 0], [60, 0], [60, 40]]))
 
@@ -120,64 +125,109 @@ def test_fractions_of_the_image(write):
     ],
 )
 def test_malformed_boxes_are_dropped(write, bbox):
-    record = load_coco(**write([annotate(1, bbox=bbox), annotate(2)])).records[0]
+    record = load_dataset(write([annotate(1, bbox=bbox), annotate(2)])).records[0]
     assert record.annotation_ids.tolist() == [2]
     assert len(record.labels) == len(record.is_crowd) == len(record.segmentations) == 1
 
 
-def test_one_warning_counts_what_is_dropped_and_names_the_first(write, caplog):
-    annotations = [annotate(4), annotate(1, bbox=[1, 1, 0, 0]), annotate(2, segmentation=[[1, 1, 2, 2]])]
-    arguments = write([*annotations, annotate(3, image_id=99)])
+def test_one_warning_of_each_kind_counts_what_is_left_out_and_names_the_first(write, caplog):
+    flawed = [annotate(4), annotate(1, bbox=[1, 1, 0, 0]), annotate(5, bbox=[1, 1, 5, 0]), annotate(3, image_id=99)]
+    spec = write([*flawed, annotate(2, segmentation=[[1, 1, 2, 2]])])
     with caplog.at_level(logging.WARNING):
-        assert len(load_coco(**arguments).records[0]) == 1
-    homeless, dropped = (record.getMessage() for record in caplog.records)
-    assert "a.json: left out 2 objects whose box" in dropped and "image id 5, annotation id 1" in dropped
-    assert "left out 1 objects of images that the file does not list" in homeless
-    assert "image id 99, annotation id 3" in homeless
+        assert load_dataset(spec).records[0].annotation_ids.tolist() == [4]
+    homeless, boxes, masks = (record.getMessage() for record in caplog.records)
+    assert "left out 1 x object of an image that is not listed, the first: image id 99, annotation id 3" in homeless
+    assert "a.json: left out 2 x box without area, the first: image id 5, annotation id 1, bbox" in boxes
+    assert "left out 1 x polygon of fewer than 3 points, the first: image id 5, annotation id 2, 2 points" in masks
+
+
+def test_errors_stop_the_run_where_that_is_wanted(write):
+    spec = write([annotate(4), annotate(1, bbox=[1, 1, 0, 0]), annotate(2, bbox=[-3, 1, 20, 20])])
+    with pytest.raises(ValueError, match=r"a\.json: 1 x box without area, the first: .*annotation id 1, .*--check"):
+        load_dataset(spec, stop_on_error=True)
+    only_a_warning = write([annotate(2, bbox=[-3, 1, 20, 20])])
+    assert len(load_dataset(only_a_warning, stop_on_error=True).records[0]) == 1
 
 
 @pytest.mark.parametrize("nothing", [None, []])
-def test_boxes_alone_need_mode_mask_off(write, nothing):
-    arguments = write([annotate(1, iscrowd=1, segmentation=nothing), annotate(8, segmentation=nothing)])
-    with pytest.raises(ValueError, match=r"a\.json, image id 5, annotation id 8: .*no segmentation.*MODE_MASK=False"):
-        load_coco(**arguments, masks_required=True)
+def test_objects_without_masks_are_left_out_where_masks_are_needed(write, nothing, caplog):
+    spec = write([annotate(1, iscrowd=1, segmentation=nothing), annotate(8, segmentation=nothing), annotate(9)])
+    assert load_dataset(spec, masks_required=True).records[0].annotation_ids.tolist() == [1, 9]
+    assert "left out 1 x object without a mask, the first: image id 5, annotation id 8" in caplog.text
     for with_masks in (True, False):
-        assert load_coco(**arguments, with_masks=with_masks).records[0].segmentations == [None, None]
+        assert load_dataset(spec, with_masks=with_masks).records[0].segmentations[:2] == [None, None]
 
 
-def test_without_ground_truth_no_annotations_are_needed(write):
-    arguments = write(None)
-    with pytest.raises(ValueError, match="no list 'annotations'"):
-        load_coco(**arguments)
-    dataset = load_coco(**arguments, with_ground_truth=False)
+def test_boxes_alone_need_mode_mask_off(write):
+    spec = write([annotate(8, segmentation=None)])
+    with pytest.raises(ValueError, match=r"a\.json: none of its 1 objects has a mask; .*MODE_MASK=False"):
+        load_dataset(spec, masks_required=True)
+
+
+def test_without_truth_no_annotations_are_needed(write, tmp_path):
+    spec = write(None)
+    content = json.loads((tmp_path / "a.json").read_text())
+    del content["annotations"]
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a.json: no list 'annotations': there is nothing to train on"):
+        load_dataset(spec)
+    dataset = load_dataset(spec, with_truth=False)
     assert [len(record) for record in dataset.records] == [0, 0, 0]
     assert len(dataset.categories) == 3
+    assert not dataset.reread().has_truth
+
+
+def test_without_truth_objects_are_not_looked_at(write, caplog):
+    dataset = load_dataset(write([annotate(1), annotate(2, bbox=[1, 1, 0, 0])]), with_truth=False)
+    assert [len(record) for record in dataset.records] == [0, 0, 0]
+    assert not caplog.text
 
 
 def test_labels_follow_the_training_set_by_id_or_by_name(write):
     training = Categories(names=("dog", "cat", "car"), ids=(1, 2, 3))
-    by_name = load_coco(**write([annotate(category_id=7)]), categories=training)
+    by_name = load_dataset(write([annotate(category_id=7)]), categories=training)
     assert by_name.records[0].labels.tolist() == [1]
     assert by_name.categories == Categories(names=("dog", "cat", "car"), ids=(7, 0, 90))
     fewer = write([annotate(category_id=2)], categories=[{"id": 2, "name": "cat"}])
-    by_id = load_coco(**fewer, categories=training)
+    by_id = load_dataset(fewer, categories=training)
     assert by_id.records[0].labels.tolist() == [2]
     assert by_id.categories == training
 
 
 def test_categories_that_differ_are_named(write):
     training = Categories(names=("cat", "wolf", "car"), ids=(0, 7, 90))
-    with pytest.raises(ValueError, match=r"a\.json: its categories differ .*: id 7: dog / wolf\. Use the same"):
-        load_coco(**write([]), categories=training)
+    with pytest.raises(ValueError, match=r"a\.json: its classes are .* Only here: dog; only in training: wolf\."):
+        load_dataset(write([]), categories=training)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "kind", "detail"),
+    [
+        (annotate(category_id=8), "unknown_category", "category id 8"),
+        (annotate(segmentation={"size": [60, 40], "counts": [2400]}), "rle_size", "RLE of size [60, 40], image"),
+        (annotate(segmentation={"size": [40, 60], "counts": [7]}), "malformed_mask", "counts cover 7 of 2400 pixels"),
+        (annotate(segmentation={"size": [40, 60], "counts": [7, None]}), "malformed_mask", "neither text nor a list"),
+        (annotate(segmentation=[["a"] * 6]), "malformed_mask", "polygon ['a', 'a'"),
+        (annotate(segmentation=[[1, 2, None, 4, 5, 6]]), "malformed_mask", "polygon [1, 2, None"),
+        (annotate(segmentation="text"), "malformed_mask", "segmentation text"),
+        (annotate(segmentation=[[1, 2, 3]]), "malformed_mask", "polygon [1, 2, 3]"),
+        (annotate(segmentation=[{}]), "malformed_mask", "polygon {}"),
+        (annotate(segmentation=[[1, 2, 3, 4]]), "short_polygon", "2 points"),
+        (annotate(bbox=[1, 1, 5, -2]), "negative_box", "[1, 1, 5, -2]"),
+        (annotate(bbox=[70, 1, 5, 5]), "box_outside", "image 60 x 40"),
+    ],
+)
+def test_an_object_that_cannot_be_used_is_left_out(write, caplog, annotation, kind, detail):
+    spec = write([annotation, annotate(2)])
+    assert load_dataset(spec).records[0].annotation_ids.tolist() == [2]
+    assert detail in caplog.text
+    with_boxes_alone = load_dataset(spec, with_masks=False).records[0].annotation_ids.tolist()
+    assert with_boxes_alone == ([1, 2] if kind in ("rle_size", "malformed_mask", "short_polygon") else [2])
 
 
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        (annotate(category_id=8), "image id 5, annotation id 1: unknown category id 8"),
-        (annotate(segmentation={"size": [60, 40], "counts": [2400]}), r"size \[60, 40\], its image of \[40, 60\]"),
-        (annotate(segmentation={"size": [40, 60], "counts": [7]}), "counts cover 7 of 2400 pixels"),
-        (annotate(segmentation={"size": [40, 60], "counts": [7, None]}), "neither text nor a list of whole numbers"),
         ({"id": 3}, r"a\.json, annotations\[0\]: no 'image_id' in {'id': 3}"),
         (annotate(category_id="7"), r"a\.json, annotations\[0\]: category_id is '7', not a whole number"),
         (annotate(image_id=[5]), r"annotations\[0\]: image_id is '\[5\]', not a whole number or text"),
@@ -186,28 +236,33 @@ def test_categories_that_differ_are_named(write):
 )
 def test_an_annotation_out_of_format_is_named(write, annotation, message):
     with pytest.raises(ValueError, match=message):
-        load_coco(**write([annotation]))
+        load_dataset(write([annotation]))
 
 
-def test_a_flat_segmentation_is_one_polygon(write, caplog):
-    record = load_coco(**write([annotate(segmentation=SQUARE), annotate(2, segmentation=SQUARE)])).records[0]
+def test_a_flat_segmentation_is_one_polygon(write):
+    record = load_dataset(write([annotate(segmentation=SQUARE), annotate(2, segmentation=SQUARE)])).records[0]
     for (polygon,) in record.segmentations:
         np.testing.assert_array_equal(polygon.ravel(), np.float32(SQUARE))
-    assert "took the flat list [x, y, ...] that 2 objects have as segmentation for one polygon" in caplog.text
-    assert "the first: image id 5, annotation id 1" in caplog.text
 
 
-@pytest.mark.parametrize("segmentation", [[["a"] * 6], [[1, 2, None, 4, 5, 6]], [5, [1, 2]], "text", [[1, 2, 3]], [{}]])
-def test_malformed_segmentations_are_dropped(write, segmentation, caplog):
-    arguments = write([annotate(segmentation=segmentation), annotate(2)])
-    assert load_coco(**arguments).records[0].annotation_ids.tolist() == [2]
-    assert "left out 1 objects" in caplog.text
-    assert len(load_coco(**arguments, with_masks=False).records[0]) == 2
+def test_one_bad_polygon_of_several_goes_alone(write):
+    record = load_dataset(write([annotate(segmentation=[[1, 1, 2, 2], SQUARE])])).records[0]
+    np.testing.assert_array_equal(record.segmentations[0][0].ravel(), np.float32(SQUARE))
 
 
 def test_annotation_ids_need_not_be_numbers(write):
-    record = load_coco(**write([annotate("ann-1"), annotate(None), annotate(3)])).records[0]
+    record = load_dataset(write([annotate("ann-1"), annotate(None), annotate(3)])).records[0]
     assert record.annotation_ids.tolist() == [-1, -1, 3]
+
+
+def test_ids_used_twice_are_problems_of_the_file(write, tmp_path):
+    twice = [{"id": 5, "file_name": f"{i}.jpg", "height": 40, "width": 60} for i in (1, 2)]
+    spec = write([annotate(1), annotate(1)], images=twice)
+    assert [record.file_name[-5:] for record in load_dataset(spec).records] == ["1.jpg"]
+    problems = Problems("a.json")
+    images = list(read_coco(tmp_path / "a.json", tmp_path / "images", name="a").read_images(problems))
+    assert [len(image.objects) for image in images] == [2]
+    assert {(p.kind, p.image_id, p.annotation_id) for p in problems} == {("annotation_id", 5, 1), ("image_id", 5, None)}
 
 
 IMAGE = {"id": 5, "file_name": "5.jpg", "height": 40, "width": 60}
@@ -227,29 +282,26 @@ IMAGE = {"id": 5, "file_name": "5.jpg", "height": 40, "width": 60}
 )
 def test_entries_out_of_format_are_named(write, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_coco(**write([], **changes))
+        load_dataset(write([], **changes))
 
 
 def test_a_file_out_of_format_is_named(write, tmp_path):
-    arguments = write([], categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}])
+    spec = write([], categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}])
     with pytest.raises(ValueError, match=r"a\.json: category ids occur more than once: \[1\]"):
-        load_coco(**arguments)
-    twice = [{"id": 5, "file_name": "5.jpg", "height": 4, "width": 6}] * 2
-    with pytest.raises(ValueError, match="image id 5 occurs more than once"):
-        load_coco(**write([], images=twice))
+        load_dataset(spec)
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ValueError, match=r"a\.json: not a JSON file"):
-        load_coco(**arguments)
+        load_dataset(spec)
     (tmp_path / "a.json").write_text("[]")
     with pytest.raises(ValueError, match=r"a\.json: no list 'images'; a COCO instances file has"):
-        load_coco(**arguments)
+        load_dataset(spec)
 
 
 def test_missing_files_are_named(write, tmp_path):
-    arguments = write([])
+    spec = write([])
     (tmp_path / "images").rmdir()
     with pytest.raises(FileNotFoundError, match="images: no such image folder"):
-        load_coco(**arguments)
+        load_dataset(spec)
     (tmp_path / "a.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"a\.json: no such annotation file"):
-        load_coco(**arguments)
+        load_dataset(spec)

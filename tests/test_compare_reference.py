@@ -216,10 +216,10 @@ def test_a_loss_that_sampling_varies_is_compared_by_its_spread():
 
 def test_training_inputs_are_the_loader_s():
     boxes = np.array([[10, 10, 30, 40]], np.float32)
-    case = {"image_bgr": np.zeros([33, 50, 3], np.uint8), "boxes": boxes, "labels": np.array([7]),
+    case = {"image_bgr": np.zeros([41, 50, 3], np.uint8), "boxes": boxes, "labels": np.array([7]),
             "polygon0": np.array([[10, 10], [30, 10], [30, 40], [10, 40]], np.float32)}
     inputs = training_inputs(case, 32, None)
-    assert inputs["image"].shape == (1, 64, 64, 3) and inputs["image_size"].tolist() == [[33, 50]]
+    assert inputs["image"].shape == (1, 64, 64, 3) and inputs["image_size"].tolist() == [[41, 50]]
     assert inputs["gt_boxes"].shape == (1, 8, 4) and inputs["gt_labels"].tolist() == [[7] + [0] * 7]
     masks = np.unpackbits(inputs["gt_masks"], axis=-1)
     assert masks.shape == (1, 8, 112, 112) and masks[0, 0].all() and not masks[0, 1:].any()

@@ -17,7 +17,7 @@ import model_table
 
 ROOT = Path(config.__file__).resolve().parent
 FILES = sorted((ROOT / "configs").glob("*.yaml"))
-OWN = {"nuclei.yaml", "overfit.yaml", "shapes.yaml"}
+OWN = {"bccd.yaml", "nuclei.yaml", "overfit.yaml", "shapes.yaml"}
 EXAMPLE = example(61, 75, 3, seed=1)
 
 every_file = pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])

@@ -197,7 +197,7 @@ def test_without_masks_segmentations_are_not_needed(cfg, folder):
     for annotation in content["annotations"]:
         del annotation["segmentation"]
     (folder / "instances.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="image id 100, annotation id 0: .*MODE_MASK=False"):
+    with pytest.raises(ValueError, match="none of its 12 objects has a mask; .*MODE_MASK=False"):
         batches_of(cfg)
     cfg.MODE_MASK = False
     datapoint = batches_of(cfg)(0)
@@ -257,13 +257,54 @@ def break_size(path):
     ],
 )
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_image_stops_the_run_with_its_name(cfg, folder, break_file, message, num_workers):
+def test_a_bad_image_stops_the_run_where_that_is_wanted(cfg, folder, break_file, message, num_workers):
     cfg.DATA.NUM_WORKERS = num_workers
+    cfg.DATA.ON_ERROR = "stop"
     break_file(folder / "images" / "2.png")
     flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0)
     flow.reset_state()
     with pytest.raises(DataError, match=rf"^instances, image id 102: .*2\.png.*{message}"):
         list(itertools.islice(flow, 6))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_image_is_replaced_and_counted(cfg, folder, num_workers, caplog):
+    cfg.DATA.NUM_WORKERS = num_workers
+    cfg.DATA.MAX_BAD = 0.2
+    dataset = data.load_training_set(cfg)
+    good = make_train_batches(cfg, dataset, ims_per_gpu=2, seed=0)
+    used = [good(step)[-2].tolist() for step in range(12)]
+    break_missing(folder / "images" / "2.png")
+    flow = make_train_dataflow(cfg, dataset, ims_per_gpu=2, seed=0)
+    flow.reset_state()
+    datapoints = list(itertools.islice(flow, 12))
+    for datapoint, indices in zip(datapoints, used, strict=True):
+        for index, planned in zip(datapoint[-2].tolist(), indices, strict=True):
+            assert index == planned if planned != 2 else index != 2
+    assert any(2 in indices for indices in used)
+    assert flow.bad_images.count == 1 and 2 in flow.bad_images
+    assert num_workers or caplog.text.count("replaced by another image: instances, image id 102: ") == 1
+    again = make_train_dataflow(cfg, dataset, ims_per_gpu=2, seed=0)
+    again.reset_state()
+    assert_same(itertools.islice(again, 12), datapoints)
+
+
+def test_too_many_bad_images_stop_the_run(cfg, folder):
+    cfg.DATA.MAX_BAD = 0.2
+    for number in (1, 2):
+        break_truncated(folder / "images" / f"{number}.png")
+    flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0)
+    flow.reset_state()
+    with pytest.raises(DataError, match=r"truncated.* \(2 of 6 images cannot be used, more than DATA.MAX_BAD=0.2"):
+        list(itertools.islice(flow, 20))
+
+
+def test_no_image_left_stops_the_run_whatever_is_allowed(cfg, folder):
+    cfg.DATA.MAX_BAD = 1.0
+    for number in range(len(SIZES)):
+        break_missing(folder / "images" / f"{number}.png")
+    with pytest.raises(DataError, match="6 of 6 images cannot be used"):
+        batches_of(cfg)(0)
 
 
 # ---------------------------------------------------------------- the data flow
@@ -311,9 +352,7 @@ def test_devices_share_what_one_device_would_get(cfg, num_devices, ims_per_gpu):
 
 def test_earlier_steps_are_not_decoded(cfg, monkeypatch):
     read = []
-    monkeypatch.setattr(
-        data, "read_record_image", lambda record: read.append(record) or cv2.imread(record.file_name)
-    )
+    monkeypatch.setattr(data, "read_photo", lambda record, _: read.append(record) or cv2.imread(record.file_name))
     flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0, first=10**6)
     flow.reset_state()
     next(iter(flow))
@@ -341,18 +380,18 @@ def test_importing_data_does_not_import_tensorflow():
 
 
 def test_stats_counts_by_class(folder):
-    result = run("stats", spec_of(folder))
+    result = run("--stats", spec_of(folder))
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
     assert "instances: 7 images, 1 of them without objects" in result.stdout
-    assert ["4", "left", "6", "0", "6"] in lines
-    assert ["9", "right", "6", "1", "6"] in lines
-    assert ["all", "12", "1", "7"] in lines
+    assert ["4", "left", "6", "0", "0", "6"] in lines
+    assert ["9", "right", "6", "0", "1", "6"] in lines
+    assert ["all", "12", "0", "1", "7"] in lines
 
 
 def test_show_draws_what_the_network_sees(folder, tmp_path):
     options = ["--config", "MODE_FPN=True", "PREPROC.TRAIN_SHORT_EDGE_SIZE=[100,100]", "TRAIN.IMS_PER_GPU=2"]
-    result = run("show", spec_of(folder), "--output-dir", tmp_path / "shown", "--num", "2", *options)
+    result = run("--show", spec_of(folder), "--output-dir", tmp_path / "shown", "--num", "2", *options)
     assert result.returncode == 0, result.stderr
     pictures = sorted((tmp_path / "shown").iterdir())
     assert [str(picture) for picture in pictures] == result.stdout.split()
@@ -363,24 +402,24 @@ def test_show_draws_what_the_network_sees(folder, tmp_path):
 
 def test_show_draws_boxes_alone(folder, tmp_path):
     result = run(
-        "show", spec_of(folder), "--output-dir", tmp_path / "shown", "--num", "1", "--config", "MODE_MASK=False"
+        "--show", spec_of(folder), "--output-dir", tmp_path / "shown", "--num", "1", "--config", "MODE_MASK=False"
     )
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "shown").iterdir())) == 1
 
 
 def test_draw_writes_a_set_that_loads(tmp_path):
-    result = run("draw", "--output-dir", tmp_path, "--num-train", "3", "--num-val", "2", "--size", "64")
+    result = run("--draw", tmp_path, "--num-train", "3", "--num-val", "2", "--size", "64")
     assert result.returncode == 0, result.stderr
-    result = run("stats", "coco_val2017", "--config", f"DATA.BASEDIR={tmp_path}")
+    result = run("--stats", "coco_val2017", "--config", f"DATA.BASEDIR={tmp_path}")
     assert "coco_val2017: 2 images" in result.stdout
 
 
 def test_mistakes_are_told_in_one_line(folder):
-    result = run("stats", "coco_train2018")
+    result = run("--stats", "coco_train2018")
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: unknown data set 'coco_train2018'") and result.stderr.count("\n") == 1
-    for command in (["stats"], ["show", "--output-dir", folder / "shown"]):
+    for command in (["--stats"], ["--output-dir", folder / "shown", "--show"]):
         result = run(*command, spec_of(folder), "--config", "PREPROC.TRAIN_SHORT_EDGE_SIZE=[800,600]")
         assert result.returncode == 2 and "did you mean [600,800]?" in result.stderr
         assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1
@@ -388,5 +427,5 @@ def test_mistakes_are_told_in_one_line(folder):
 
 def test_a_picture_that_cannot_be_written_is_an_error(folder):
     (folder / "shown" / "step0_0.png").mkdir(parents=True)
-    result = run("show", spec_of(folder), "--output-dir", folder / "shown")
+    result = run("--show", spec_of(folder), "--output-dir", folder / "shown")
     assert result.returncode == 2 and "step0_0.png: cannot be written" in result.stderr

@@ -1,8 +1,9 @@
-"""Detections to COCO numbers: round trips, hand-computed cases, an own AP in NumPy, and pycocotools."""
+"""Detections to numbers: round trips, hand-computed cases, an own AP in NumPy, and pycocotools."""
 
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +14,11 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import eval as coco_eval
+import eval as scoring
 from FasterRCNN import evaluation
-from FasterRCNN.structures import Categories, Detections
+from FasterRCNN.datasets.annotations import Annotations, RawImage, RawObject
+from FasterRCNN.datasets.coco import read_coco
+from FasterRCNN.structures import BoxList, Categories
 
 ROOT = Path(__file__).parents[1]
 CATEGORIES = Categories(names=("ship", "buoy", "whale"), ids=(0, 7, 90))
@@ -41,6 +44,14 @@ def write_annotations(path, annotations, image_ids=(10, 11), categories=CATEGORI
     return path
 
 
+def read(file, **options):
+    return read_coco(file, file.parent, name=file.stem, **options)
+
+
+def score(results, file, *, absolute_coord=True, **options):
+    return scoring.evaluate(results, read(file, absolute_coord=absolute_coord), **options)
+
+
 def rle_of(box):
     rle = mask_utils.merge(mask_utils.frPyObjects([polygon_of(box)], HEIGHT, WIDTH))
     return {"size": list(rle["size"]), "counts": rle["counts"].decode()}
@@ -57,6 +68,7 @@ OBJECTS = [
     (11, 0, (20.0, 30.0, 150.0, 120.0)),  # large: 18000
     (11, 0, (200.0, 10.0, 40.0, 50.0)),
 ]
+GOOD, ODD = (20, 20, 8, 8), (60, 60, 8, 8)
 
 
 @pytest.fixture
@@ -65,17 +77,21 @@ def annotation_file(tmp_path):
     return write_annotations(tmp_path / "truth.json", [annotation(i, *entry) for i, entry in enumerate(OBJECTS)])
 
 
+def boxes_found(boxes, scores, labels, masks=None):
+    detections = BoxList(np.array(boxes, np.float32).reshape(-1, 4), (WIDTH, HEIGHT))
+    detections.add_field("scores", np.array(scores, np.float32))
+    detections.add_field("labels", np.array(labels, np.int32))
+    if masks is not None:
+        detections.add_field("masks", masks)
+    return detections
+
+
 def test_detections_become_coco_results():
     masks = [{"size": [HEIGHT, WIDTH], "counts": rle_of((1, 2, 4, 6))["counts"].encode()}]
-    detections = Detections(
-        boxes=np.array([[1.23456, 2, 5, 8]], np.float32),
-        scores=np.array([0.75], np.float32),
-        labels=np.array([2], np.int32),
-        masks=masks,
-    )
-    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32), [])
+    detections = boxes_found([[1.23456, 2, 5, 8]], [0.75], [2], masks)
+    nothing = boxes_found([], [], [], [])
 
-    results = coco_eval.results_to_json({np.int64(11): detections, 12: nothing}, CATEGORIES)
+    results = scoring.results_to_json({np.int64(11): detections, 12: nothing}, CATEGORIES)
 
     assert json.loads(json.dumps(results)) == [
         {
@@ -86,10 +102,12 @@ def test_detections_become_coco_results():
             "segmentation": {"size": [HEIGHT, WIDTH], "counts": masks[0]["counts"].decode()},
         }
     ]
+    (unmasked,) = scoring.results_to_json({"a": boxes_found([[1, 2, 5, 8]], [1], [1])}, CATEGORIES)
+    assert unmasked["bbox"] == [1, 2, 4, 6] and "segmentation" not in unmasked
 
 
 def test_perfect_detections_have_ap_one(annotation_file):
-    metrics = coco_eval.evaluate_coco([result(*entry) for entry in OBJECTS], annotation_file, categories=CATEGORIES)
+    metrics = score([result(*entry) for entry in OBJECTS], annotation_file, categories=CATEGORIES)
 
     for kind in ("bbox", "segm"):
         numbers = metrics.overall()[kind]
@@ -98,9 +116,9 @@ def test_perfect_detections_have_ap_one(annotation_file):
         # ship: 2 of 3 objects (one of 2 in image 11) with one detection an image; buoy: all.
         assert numbers.pop("AR1") == pytest.approx((2 / 3 + 1) / 2)
         assert list(numbers.values()) == pytest.approx([1.0] * 11)
-        assert metrics.per_class[kind] == {"ship": pytest.approx(1.0), "buoy": pytest.approx(1.0), "whale": None}
+        assert metrics.per_class[kind]["AP"] == {"ship": pytest.approx(1.0), "buoy": pytest.approx(1.0), "whale": None}
     assert metrics.scalars()["segm/AP50"] == pytest.approx(1.0)
-    table = coco_eval.format_metrics(metrics)
+    table = scoring.format_metrics(metrics)
     assert "APs" in table and "whale" in table and "n/a" in table
 
 
@@ -112,7 +130,7 @@ def test_hand_computed_ap(tmp_path):
         result(10, 0, (250, 150, 20, 20), score=0.8),
         result(*OBJECTS[3], score=0.7),
     ]
-    metrics = coco_eval.evaluate_coco(results, file)
+    metrics = score(results, file)
     # 51 of the 101 recall points lie in [0, 1/2].
     assert metrics.bbox["AP"] == pytest.approx((51 * 1 + 50 * 2 / 3) / 101)
     assert metrics.bbox["APs"] is None
@@ -122,7 +140,7 @@ def test_hand_computed_ap(tmp_path):
 def test_shifted_boxes_count_up_to_their_iou(tmp_path):
     """A 100 x 100 box moved by 12 pixels has IoU 88 / 112 = 0.786: right at 0.5, 0.55, ... 0.75, wrong above."""
     file = write_annotations(tmp_path / "truth.json", [annotation(1, 10, 0, (50, 50, 100, 100))])
-    metrics = coco_eval.evaluate_coco([result(10, 0, (62, 50, 100, 100))], file)
+    metrics = score([result(10, 0, (62, 50, 100, 100))], file)
     for numbers in (metrics.bbox, metrics.segm):
         assert numbers["AP"] == pytest.approx(0.6)
         assert (numbers["AP50"], numbers["AP75"]) == pytest.approx((1.0, 1.0))
@@ -164,7 +182,7 @@ def test_agrees_with_an_own_implementation(tmp_path, seed):
                     results.append(result(image_id, category_id, moved.tolist(), score=float(rng.random())))
     file = write_annotations(tmp_path / "truth.json", annotations, image_ids)
 
-    metrics = coco_eval.evaluate_coco(results, file, iou_types=["bbox"])
+    metrics = score(results, file, iou_types=["bbox"])
 
     expected = {}
     for name, category_id in zip(CATEGORIES.names, CATEGORIES.ids):
@@ -174,10 +192,10 @@ def test_agrees_with_an_own_implementation(tmp_path, seed):
                 truth.setdefault(entry["image_id"], []).append(np.array(entry["bbox"]))
         found = [(r["score"], r["image_id"], np.array(r["bbox"])) for r in results if r["category_id"] == category_id]
         expected[name] = np.mean([plain_ap(truth, found, t) for t in np.linspace(0.5, 0.95, 10)])
-    assert metrics.per_class["bbox"] == pytest.approx(expected, abs=1e-6)
+    assert metrics.per_class["bbox"]["AP"] == pytest.approx(expected, abs=1e-6)
     assert metrics.bbox["AP"] == pytest.approx(np.mean(list(expected.values())), abs=1e-6)
     assert 0.05 < metrics.bbox["AP"] < 0.95
-    assert metrics.segm == {} and "mask" not in coco_eval.format_metrics(metrics)
+    assert metrics.segm == {} and "mask" not in scoring.format_metrics(metrics)
 
 
 def test_mean_over_classes_is_the_overall_ap(annotation_file):
@@ -187,9 +205,9 @@ def test_mean_over_classes_is_the_overall_ap(annotation_file):
         result(10, 7, (0, 0, 9, 9)),
         result(10, 90, (0, 0, 9, 9)),
     ]
-    metrics = coco_eval.evaluate_coco(results, annotation_file)
+    metrics = score(results, annotation_file)
     for kind, overall in metrics.overall().items():
-        values = [ap for ap in metrics.per_class[kind].values() if ap is not None]
+        values = [ap for ap in metrics.per_class[kind]["AP"].values() if ap is not None]
         assert len(values) == 2 and overall["AP"] == pytest.approx(np.mean(values))
 
 
@@ -203,22 +221,22 @@ def test_crowds_are_ignored_and_uncompressed_rle_is_read(tmp_path):
     file = write_annotations(tmp_path / "truth.json", [annotation(0, *OBJECTS[0]), crowd])
     inside = result(10, 0, (210, 110, 30, 30), score=0.99)
 
-    metrics = coco_eval.evaluate_coco([result(*OBJECTS[0]), inside, inside], file)
+    metrics = score([result(*OBJECTS[0]), inside, inside], file)
     assert (metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((1.0, 1.0))
 
 
 def test_objects_without_a_mask_are_ignored_for_masks_with_a_warning(tmp_path, caplog):
     annotations = [annotation(3, *OBJECTS[0]), annotation(4, *OBJECTS[2], segmentation=[])]
     file = write_annotations(tmp_path / "truth.json", annotations)
-    metrics = coco_eval.evaluate_coco([result(*OBJECTS[0])], file)
+    metrics = score([result(*OBJECTS[0])], file)
     assert metrics.segm["AP"] == pytest.approx(1.0) and metrics.bbox["AP"] < 0.9
     assert "1 of 2 objects have no mask" in caplog.text and "annotation 4 of image 11" in caplog.text
 
     maskless = [{k: v for k, v in entry.items() if k != "segmentation"} for entry in annotations]
     file = write_annotations(tmp_path / "boxes.json", maskless)
-    assert coco_eval.evaluate_coco([result(*OBJECTS[0])], file, iou_types=["bbox"]).bbox["AP50"] > 0
+    assert score([result(*OBJECTS[0])], file, iou_types=["bbox"]).bbox["AP50"] > 0
     with pytest.raises(ValueError, match=r"no object in .*boxes.json has a mask: .*MODE_MASK=False"):
-        coco_eval.evaluate_coco([result(*OBJECTS[0])], file)
+        score([result(*OBJECTS[0])], file)
 
 
 def test_mask_area_decides_small_medium_large(tmp_path):
@@ -230,47 +248,47 @@ def test_mask_area_decides_small_medium_large(tmp_path):
     right = result(10, 0, (10, 10, 140, 145), score=0.5) | {"segmentation": rle}
     # Wrong, and small by its mask: it must count against the small objects although its box is large.
     wrong = result(10, 0, (100, 0, 10, 10), score=0.9) | {"bbox": [0, 0, 200, 150]}
-    metrics = coco_eval.evaluate_coco([right, wrong], file)
+    metrics = score([right, wrong], file)
     assert metrics.segm["APs"] == pytest.approx(0.5)
 
 
 def test_no_detections(annotation_file):
-    metrics = coco_eval.evaluate_coco([], annotation_file)
+    metrics = score([], annotation_file)
     assert (metrics.bbox["AP"], metrics.segm["AP"], metrics.bbox["AR100"]) == (0.0, 0.0, 0.0)
-    assert metrics.per_class["bbox"] == {"ship": 0.0, "buoy": 0.0, "whale": None}
-    assert coco_eval.format_metrics(metrics).startswith("Nothing was detected: every AP is 0.")
+    assert metrics.per_class["bbox"]["AP"] == {"ship": 0.0, "buoy": 0.0, "whale": None}
+    assert scoring.format_metrics(metrics).startswith("Nothing was detected: every AP is 0.")
 
 
 def test_no_ground_truth(tmp_path):
     file = write_annotations(tmp_path / "truth.json", [])
-    metrics = coco_eval.evaluate_coco([result(10, 0, (1, 2, 3, 4))], file)
+    metrics = score([result(10, 0, (1, 2, 3, 4))], file)
     assert metrics.bbox["AP"] is None and metrics.scalars() == {}
-    assert "n/a" in coco_eval.format_metrics(metrics)
+    assert "n/a" in scoring.format_metrics(metrics)
 
 
 def test_more_than_100_detections(tmp_path):
     boxes = [(20.0 * (i % 15), 10.0 * (i // 15), 18.0, 8.0) for i in range(150)]
     file = write_annotations(tmp_path / "truth.json", [annotation(i, 10, 0, box) for i, box in enumerate(boxes)])
     results = [result(10, 0, box, score=1 - i / 1000) for i, box in enumerate(boxes)]
-    metrics = coco_eval.evaluate_coco(results, file, max_detections=150)
+    metrics = score(results, file, max_detections=150)
     assert (metrics.bbox["AR150"], metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((1.0, 1.0, 1.0))
-    assert coco_eval.evaluate_coco(results, file, max_detections=5).bbox["AR100"] == pytest.approx(2 / 3)
+    assert score(results, file, max_detections=5).bbox["AR100"] == pytest.approx(2 / 3)
 
 
 def test_classes_of_one_name_stay_apart(tmp_path):
     twins = Categories(names=("cup", "cup"), ids=(1, 2))
     file = write_annotations(tmp_path / "truth.json", [annotation(0, 10, 1, (1, 1, 9, 9))], categories=twins)
-    metrics = coco_eval.evaluate_coco([result(10, 1, (1, 1, 9, 9))], file, categories=twins)
-    assert metrics.per_class["bbox"] == {"cup (id 1)": pytest.approx(1.0), "cup (id 2)": None}
+    metrics = score([result(10, 1, (1, 1, 9, 9))], file, categories=twins)
+    assert metrics.per_class["bbox"]["AP"] == {"cup (id 1)": pytest.approx(1.0), "cup (id 2)": None}
 
 
 def test_classes_of_the_model_that_the_file_lacks_are_not_scored(annotation_file):
     wider = Categories(names=("plane", *CATEGORIES.names), ids=(55, *CATEGORIES.ids))
     results = [result(*entry) for entry in OBJECTS] + [result(10, 55, (1, 1, 9, 9))]
-    metrics = coco_eval.evaluate_coco(results, annotation_file, categories=wider)
-    assert metrics.bbox["AP"] == pytest.approx(1.0) and "plane" not in metrics.per_class["bbox"]
+    metrics = score(results, annotation_file, categories=wider)
+    assert metrics.bbox["AP"] == pytest.approx(1.0) and "plane" not in metrics.per_class["bbox"]["AP"]
     with pytest.raises(ValueError, match="category_ids are not in .*: 55"):
-        coco_eval.evaluate_coco(results, annotation_file)
+        score(results, annotation_file)
 
 
 def test_mistakes_are_named(tmp_path, annotation_file):
@@ -286,12 +304,12 @@ def test_mistakes_are_named(tmp_path, annotation_file):
     ]
     for results, message in cases:
         with pytest.raises(ValueError, match=message):
-            coco_eval.evaluate_coco(results, annotation_file)
+            score(results, annotation_file)
     with pytest.raises(FileNotFoundError, match=r"none\.json: no such annotation file"):
-        coco_eval.evaluate_coco([good], tmp_path / "none.json")
+        score([good], tmp_path / "none.json")
     with pytest.raises(ValueError, match=r"categories are not those of .*truth.json .*id 7: rock / buoy"):
         other = Categories(names=("ship", "rock", "whale"), ids=CATEGORIES.ids)
-        coco_eval.evaluate_coco([good], annotation_file, categories=other)
+        score([good], annotation_file, categories=other)
 
     bad = tmp_path / "bad.json"
     for text, message in [
@@ -301,7 +319,7 @@ def test_mistakes_are_named(tmp_path, annotation_file):
     ]:
         bad.write_text(text)
         with pytest.raises(ValueError, match=message):
-            coco_eval.evaluate_coco([good], bad)
+            score([good], bad)
 
 
 def test_coordinates_as_fractions_of_the_image(tmp_path):
@@ -313,9 +331,121 @@ def test_coordinates_as_fractions_of_the_image(tmp_path):
         annotations.append(annotation(i, image_id, category_id, fractions, segmentation=[polygon]))
     file = write_annotations(tmp_path / "truth.json", annotations)
     results = [result(*entry) for entry in OBJECTS]
-    metrics = coco_eval.evaluate_coco(results, file, absolute_coord=False)
+    metrics = score(results, file, absolute_coord=False)
     assert (metrics.bbox["AP"], metrics.segm["AP"], metrics.bbox["APl"]) == pytest.approx((1, 1, 1))
-    assert coco_eval.evaluate_coco(results, file).bbox["AP"] == 0
+    assert score(results, file).bbox["AP"] == 0
+
+
+# ---------------------------------------------------------------- annotations of any format
+
+
+def annotations_of(*objects, metric="coco", categories=CATEGORIES, **more):
+    """A set of images 10 and 11; objects: (image id, category id, box, {RawObject's other fields})."""
+    images = [RawImage(image_id, f"{image_id}.jpg", HEIGHT, WIDTH) for image_id in (10, 11)]
+    for number, (image_id, category_id, box, fields) in enumerate(objects):
+        segmentation = fields.pop("segmentation", [polygon_of(box)])
+        raw = RawObject(number, category_id, box, segmentation, **fields)
+        next(image for image in images if image.image_id == image_id).objects.append(raw)
+    return Annotations("shapes", "shapes.xml", categories, lambda problems: iter(images), metric=metric, **more)
+
+
+def test_difficult_objects_count_neither_way():
+    """The difficult one, found, is ignored, at every IoU threshold; found again it is wrong, where a crowd is not."""
+    truth = annotations_of((10, 0, GOOD, {}), (10, 0, ODD, {"is_difficult": True}))
+    once = [result(10, 0, ODD, score=0.9), result(10, 0, GOOD, score=0.5)]
+    for found, ap in ((once, 1), (once[1:], 1), (once[:1] + once, 1 / 2), (once[:1], 0)):
+        metrics = scoring.evaluate(found, truth)
+        assert (metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((ap, ap))
+    assert metrics.num_objects == {"ship": 1, "buoy": 0, "whale": 0}
+    only_difficult = scoring.evaluate(once, annotations_of((10, 0, ODD, {"is_difficult": True})))
+    assert only_difficult.bbox["AP"] is None
+
+    crowd = annotations_of((10, 0, GOOD, {}), (10, 0, ODD, {"is_crowd": True}))
+    assert scoring.evaluate(once[:1] + once, crowd).bbox["AP"] == pytest.approx(1)
+
+
+def test_the_set_or_the_user_chooses_the_metric():
+    truth = [(image_id, category_id, box, {}) for image_id, category_id, box in OBJECTS]
+    results = [result(*OBJECTS[0]), result(*OBJECTS[1], score=0.5), result(10, 7, (0, 0, 9, 9), score=0.6)]
+    voc = scoring.evaluate(results, annotations_of(*truth, metric="voc"))
+    # One of three ships; the buoy behind a wrong detection.
+    expected = {"AP50_all": (1 / 3 + 1 / 2) / 2, "AP50_11point": (4 / 11 + 1 / 2) / 2}
+    assert voc.metric == "voc" and voc.bbox == voc.segm == pytest.approx(expected)
+    assert voc.per_class["bbox"]["AP50_11point"] == {"ship": pytest.approx(4 / 11), "buoy": 0.5, "whale": None}
+    assert voc.main == ("segm", "AP50_all") and voc.scalars()["segm/AP50_all"] == voc.segm["AP50_all"]
+    coco = scoring.evaluate(results, annotations_of(*truth))
+    assert coco.metric == "coco" and coco.main == ("segm", "AP") and len(coco.bbox) == 12
+    assert scoring.evaluate(results, annotations_of(*truth), metric="voc") == voc
+    assert scoring.evaluate(results, annotations_of(*truth, metric="voc"), metric="coco") == coco
+    boxes = scoring.evaluate(results, annotations_of(*truth), metric="voc", iou_types=["bbox"])
+    assert boxes.main == ("bbox", "AP50_all") and boxes.segm == {} and boxes.bbox == voc.bbox
+    with pytest.raises(ValueError, match="unknown metric 'VOC': DATA.METRIC is auto, coco, voc"):
+        scoring.evaluate(results, annotations_of(*truth), metric="VOC")
+
+
+def test_tables_and_files_hold_all_numbers(tmp_path):
+    truth = [(image_id, category_id, box, {}) for image_id, category_id, box in OBJECTS]
+    for metric, columns in (("coco", ["AP"]), ("voc", ["AP50_all", "AP50_11point"])):
+        metrics = scoring.evaluate([result(*OBJECTS[0])], annotations_of(*truth, metric=metric))
+        overall, by_class = scoring.format_metrics(metrics).split("\n\n")
+        assert [line.split()[0] for line in overall.splitlines()[2:]] == list(metrics.bbox)
+        heading, _, ship, buoy, whale = by_class.splitlines()
+        titles = [f"{kind} {name}" for kind in ("box", "mask") for name in columns]
+        assert re.split("  +", heading) == ["class", "objects", *titles]
+        value = f"{metrics.per_class['bbox'][columns[0]]['ship']:.4f}"
+        assert ship.split()[:3] == ["ship", "3", value] and buoy.split()[:3] == ["buoy", "1", "0.0000"]
+        assert whale.split() == ["whale", "0", *["n/a"] * len(titles)]
+        written = json.loads(scoring.write_metrics(metrics, tmp_path / "out.json").read_text())
+        assert scoring.Metrics(**written) == metrics
+
+
+def test_categories_in_any_order():
+    """Ids that do not ascend, as those of a user's own set need not."""
+    swapped = Categories(names=("whale", "ship", "buoy"), ids=(90, 0, 7))
+    truth = [(image_id, category_id, box, {}) for image_id, category_id, box in OBJECTS]
+    for metric, name in (("coco", "AP"), ("voc", "AP50_all")):
+        metrics = scoring.evaluate([result(*OBJECTS[1])], annotations_of(*truth, metric=metric, categories=swapped))
+        assert metrics.per_class["bbox"][name] == {"ship": 0.0, "buoy": pytest.approx(1), "whale": None}
+        assert metrics.num_objects == {"ship": 3, "buoy": 1, "whale": 0}
+
+
+def test_a_set_without_annotations_cannot_be_scored(tmp_path):
+    file = write_annotations(tmp_path / "test-dev.json", [])
+    content = json.loads(file.read_text())
+    del content["annotations"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"test-dev.json has no annotations to score against; .* can be uploaded"):
+        score([], file)
+    assert scoring.score_truth(read(file)) is None
+    (tmp_path / "out.json").write_text("[]")
+    done = run_command(tmp_path / "out.json", "--config", f"DATA.VAL={file}:{tmp_path}")
+    assert done.returncode == 2 and "error: " in done.stderr and "no annotations to score against" in done.stderr
+
+
+@pytest.mark.parametrize("metric", ["coco", "voc"])
+def test_the_truth_scores_one(metric):
+    """More objects than COCO counts, crowds and difficult objects among them, and an object without a mask."""
+    boxes = [(20.0 * (i % 15), 10.0 * (i // 15), 18.0, 8.0) for i in range(150)]
+    crowd, difficult = (11, 7, boxes[0], {"is_crowd": True}), (11, 7, boxes[9], {"is_difficult": True})
+    maskless = (11, 0, boxes[3], {"segmentation": None})
+    truth = annotations_of(
+        *[(10, 0, box, {}) for box in boxes], crowd, difficult, (11, 7, boxes[2], {}), maskless, metric=metric
+    )
+    assert scoring.score_truth(truth) == scoring.score_truth(truth, with_masks=False) == pytest.approx(1)
+    assert scoring.score_truth(annotations_of(crowd, difficult, metric=metric)) is None
+    assert scoring.score_truth(annotations_of(metric=metric)) is None
+
+    without_area = annotations_of((10, 0, boxes[0], {"segmentation": [[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]]}), metric=metric)
+    assert scoring.score_truth(without_area) == 0 and scoring.score_truth(without_area, with_masks=False) > 0.99
+
+
+def test_by_vocs_rules_an_object_annotated_twice_is_told():
+    truth = annotations_of((10, 0, GOOD, {}), (10, 0, GOOD, {}))
+    assert scoring.score_truth(truth) == pytest.approx(1)
+    assert scoring.score_truth(truth, metric="voc") == pytest.approx(1 / 2)
+
+
+# ---------------------------------------------------------------- the command
 
 
 def run_command(*args):
@@ -327,20 +457,48 @@ def run_command(*args):
 def test_the_command(tmp_path, annotation_file):
     results = tmp_path / "out.json"
     results.write_text(json.dumps([result(*entry) for entry in OBJECTS[1:]]))
-    val = f"DATA.VAL={annotation_file}:{tmp_path / 'images_are_not_needed'}"
+    val = f"DATA.VAL={annotation_file}:{tmp_path}"
 
     done = run_command(results, "--config", val)
     assert done.returncode == 0, done.stderr
     assert "mask IoU and matching" in done.stdout and "writing the metrics" in done.stdout
     assert "mask AP" in done.stdout and "buoy" in done.stdout and "out.metrics.json" in done.stdout
     written = json.loads((tmp_path / "out.metrics.json").read_text())
-    assert written["per_class"]["segm"]["buoy"] == pytest.approx(1.0)
+    assert written["per_class"]["segm"]["AP"]["buoy"] == pytest.approx(1.0)
     assert 0 < written["bbox"]["AP"] < 1 and written["num_detections"] == 3
 
     assert "mask" not in run_command(results, "--config", val, "MODE_MASK=False").stdout
+    done = run_command(results, "--config", val, "DATA.METRIC=voc")
+    assert done.returncode == 0 and "mask AP50_11point" in done.stdout, done.stderr
     results.write_text("[]")
     done = run_command(results, "--config", val)
     assert done.returncode == 0 and "Nothing was detected" in done.stdout
+
+
+def test_the_command_scores_a_voc_folder_by_vocs_rules(tmp_path):
+    """xmin is counted from 1, and xmax lies within: x = xmin - 1, width = xmax - xmin + 1."""
+    objects = "".join(
+        f"<object><name>ship</name><difficult>{difficult}</difficult><bndbox><xmin>{x}</xmin><ymin>11</ymin>"
+        f"<xmax>{x + 39}</xmax><ymax>30</ymax></bndbox></object>"
+        for x, difficult in ((21, 0), (91, 0), (161, 1))
+    )
+    size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
+    for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    xml = f"<annotation><filename>a.png</filename>{size}{objects}</annotation>"
+    (tmp_path / "Annotations" / "a.xml").write_text(xml)
+    (tmp_path / "JPEGImages" / "a.png").write_bytes(b"not looked at")
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("a\n")
+    boxes = {0.9: (160, 10, 40, 20), 0.8: (20, 10, 40, 20), 0.7: (20, 11, 40, 20)}
+    results = [{"image_id": "a", "category_id": 1, "bbox": box, "score": score} for score, box in boxes.items()]
+    (tmp_path / "out.json").write_text(json.dumps(results))
+    for metric, expected in (("auto", {"AP50_all": 1 / 2, "AP50_11point": 6 / 11}), ("coco", {"AP50": 51 / 101})):
+        options = f"DATA.VAL=voc:{tmp_path}:test", "MODE_MASK=False", f"DATA.METRIC={metric}"
+        done = run_command(tmp_path / "out.json", "--config", *options)
+        assert done.returncode == 0 and "ship" in done.stdout, done.stderr
+        written = json.loads((tmp_path / "out.metrics.json").read_text())
+        assert {name: written["bbox"][name] for name in expected} == pytest.approx(expected)
+        assert written["num_objects"] == {"ship": 2}
 
 
 def test_mistakes_of_the_command_are_one_line(tmp_path, annotation_file):
@@ -364,9 +522,6 @@ def test_help_needs_no_tensorflow():
     assert done.returncode == 0 and "DATA.VAL" in done.stdout, done.stderr
 
 
-GOOD, ODD = (20, 20, 8, 8), (60, 60, 8, 8)
-
-
 @pytest.mark.parametrize(
     "changes",
     [{"bbox": bbox} for bbox in ([], None, "1234", [1, 2, float("nan"), 4], [1, 2, 0, 4], [WIDTH + 1, 2, 3, 4])],
@@ -374,9 +529,9 @@ GOOD, ODD = (20, 20, 8, 8), (60, 60, 8, 8)
 def test_malformed_objects_are_left_out_with_a_warning(tmp_path, caplog, changes):
     annotations = [annotation(1, 10, 0, ODD, **changes), annotation(2, 10, 0, GOOD)]
     file = write_annotations(tmp_path / "truth.json", annotations)
-    metrics = coco_eval.evaluate_coco([result(10, 0, GOOD)], file)
+    metrics = score([result(10, 0, GOOD)], file)
     assert (metrics.bbox["AP"], metrics.segm["AP"]) == pytest.approx((1, 1))
-    assert "left out 1 objects whose box" in caplog.text and "image id 10, annotation id 1" in caplog.text
+    assert re.search("left out 1 x .*box.*, the first: image id 10, annotation id 1", caplog.text)
 
 
 @pytest.mark.parametrize(
@@ -385,10 +540,10 @@ def test_malformed_objects_are_left_out_with_a_warning(tmp_path, caplog, changes
 def test_odd_objects_count(tmp_path, changes):
     annotations = [annotation(1, 10, 0, ODD, **changes), annotation(2, 10, 0, GOOD)]
     file = write_annotations(tmp_path / "truth.json", annotations)
-    metrics = coco_eval.evaluate_coco([result(10, 0, ODD), result(10, 0, GOOD)], file)
+    metrics = score([result(10, 0, ODD), result(10, 0, GOOD)], file)
     for numbers in (metrics.bbox, metrics.segm):
         assert (numbers["AP"], numbers["APs"], numbers["AR100"]) == pytest.approx((1, 1, 1))
-    missed = coco_eval.evaluate_coco([result(10, 0, GOOD)], file)
+    missed = score([result(10, 0, GOOD)], file)
     assert (missed.bbox["AR100"], missed.segm["AR100"]) == pytest.approx((0.5, 0.5))
 
 
@@ -408,12 +563,12 @@ def test_odd_objects_count(tmp_path, changes):
 )
 def test_malformed_results_are_refused(annotation_file, changes, message):
     with pytest.raises(ValueError, match=message):
-        coco_eval.evaluate_coco([result(10, 0, GOOD) | changes], annotation_file)
+        score([result(10, 0, GOOD) | changes], annotation_file)
 
 
 def test_numbers_in_place_of_results_are_refused_in_one_line(tmp_path, annotation_file):
     (tmp_path / "out.json").write_text("[1, 2]")
-    done = run_command(tmp_path / "out.json", "--config", f"DATA.VAL={annotation_file}:{tmp_path / 'no_images'}")
+    done = run_command(tmp_path / "out.json", "--config", f"DATA.VAL={annotation_file}:{tmp_path}")
     assert done.returncode == 2 and done.stderr.count("\n") <= 2
     assert "error: result number 0 has no image_id" in done.stderr
 
@@ -471,21 +626,21 @@ def draw_set(seed):
 def test_the_numbers_are_those_of_pycocotools(tmp_path, seed):
     annotations, results = draw_set(seed)
     file = write_annotations(tmp_path / "truth.json", annotations, IMAGE_IDS)
-    metrics = coco_eval.evaluate_coco(results, file)
+    metrics = score(results, file)
     for kind, numbers in metrics.overall().items():
         expected, precision = plain_pycocotools(file, results, kind)
         assert list(numbers.values()) == pytest.approx(expected.tolist(), abs=1e-6)
         assert len(set(numbers.values())) > 8 and 0.05 < numbers["AP"] < 0.9
         by_class = [None if (p == -1).all() else pytest.approx(p.mean(), abs=1e-6)
                     for p in np.moveaxis(precision[:, :, :, 0, -1], 2, 0)]
-        assert list(metrics.per_class[kind].values()) == by_class and by_class[2] is None
+        assert list(metrics.per_class[kind]["AP"].values()) == by_class and by_class[2] is None
 
 
 def test_equal_scores_count_in_the_order_of_pycocotools(tmp_path):
     annotations, results = draw_set(0)
     file = write_annotations(tmp_path / "truth.json", annotations, IMAGE_IDS)
     results = [entry | {"score": 0.5} for entry in results]
-    numbers = coco_eval.evaluate_coco(results, file).overall()
+    numbers = score(results, file).overall()
     for kind in ("bbox", "segm"):
         expected, _ = plain_pycocotools(file, results, kind)
         assert list(numbers[kind].values()) == pytest.approx(expected.tolist(), abs=1e-6)
@@ -498,7 +653,7 @@ def test_of_two_objects_with_equal_iou_the_later_is_taken(tmp_path):
     recalls = []
     for boxes in ([left, right], [right, left]):
         file = write_annotations(tmp_path / "truth.json", [annotation(i, 10, 0, b) for i, b in enumerate(boxes, 1)])
-        for kind, numbers in coco_eval.evaluate_coco(results, file).overall().items():
+        for kind, numbers in score(results, file).overall().items():
             expected, _ = plain_pycocotools(file, results, kind)
             assert list(numbers.values()) == pytest.approx([e if e > -1 else None for e in expected], abs=1e-6)
         recalls.append(numbers["AR100"])
@@ -513,14 +668,14 @@ def test_text_as_image_ids(tmp_path):
     file = write_annotations(tmp_path / "truth.json", text_ids, [f"photo {i}" for i in IMAGE_IDS])
     results = [entry | {"image_id": f"photo {entry['image_id']}"} for entry in results]
     expected, _ = plain_pycocotools(file, results, "segm")
-    assert list(coco_eval.evaluate_coco(results, file).segm.values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    assert list(score(results, file).segm.values()) == pytest.approx(expected.tolist(), abs=1e-6)
 
 
 def test_the_numbers_do_not_depend_on_the_workers(tmp_path, monkeypatch):
     annotations, results = draw_set(2)
     file = write_annotations(tmp_path / "truth.json", annotations, IMAGE_IDS)
-    few_in_this_process = coco_eval.evaluate_coco(results, file, num_workers=3)
-    monkeypatch.setattr(coco_eval, "FEW_DETECTIONS", 0)
+    few_in_this_process = score(results, file, num_workers=3)
+    monkeypatch.setattr(scoring, "FEW_DETECTIONS", 0)
     monkeypatch.setattr(evaluation, "CHUNK", 50)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     processes, match = set(), evaluation.CocoMatcher.match
@@ -531,7 +686,7 @@ def test_the_numbers_do_not_depend_on_the_workers(tmp_path, monkeypatch):
 
     monkeypatch.setattr(evaluation.CocoMatcher, "match", match_and_tell)
     for num_workers in (0, 1, 2, 3):
-        assert coco_eval.evaluate_coco(results, file, num_workers=num_workers) == few_in_this_process
+        assert score(results, file, num_workers=num_workers) == few_in_this_process
         new = {int(path.name.split()[1]) for path in tmp_path.glob("process *")} - processes
         # Boxes and masks have workers of their own.
         assert len(new) == 2 * num_workers if num_workers > 1 else new <= {os.getpid()}
@@ -557,15 +712,15 @@ def test_an_error_in_a_worker_process_is_told(annotation_file, monkeypatch):
     def fail(self, chunk):
         raise IndexError("chunk is odd")
 
-    monkeypatch.setattr(coco_eval, "FEW_DETECTIONS", 0)
+    monkeypatch.setattr(scoring, "FEW_DETECTIONS", 0)
     monkeypatch.setattr(evaluation.CocoMatcher, "match", fail)
     with pytest.raises(RuntimeError, match="chunk is odd"):
-        coco_eval.evaluate_coco([result(*OBJECTS[0])], annotation_file, num_workers=2)
+        score([result(*OBJECTS[0])], annotation_file, num_workers=2)
 
 
 def test_the_time_of_each_part(annotation_file):
-    watch = coco_eval.Stopwatch()
-    coco_eval.evaluate_coco([result(*entry) for entry in OBJECTS], annotation_file, watch=watch)
+    watch = scoring.Stopwatch()
+    score([result(*entry) for entry in OBJECTS], annotation_file, watch=watch)
     assert list(watch.seconds) == [
         "reading the annotations",
         "checking the results",

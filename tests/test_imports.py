@@ -16,13 +16,16 @@ SOURCES = COMMANDS + MODULES + [
 
 # A part of FasterRCNN -> what it may import of FasterRCNN.
 MAY_IMPORT = {
-    "structures": {"structures"},
+    "masks": set(),
+    "structures": {"structures", "masks"},
     "evaluation": {"evaluation"},
+    "voc_evaluation": {"evaluation"},
+    "metrics": set(),
     "ops": {"ops"},
     "modeling": {"modeling", "ops"},
-    "datasets": {"datasets", "structures"},
-    "imaging": {"imaging", "structures"},
-    "engine": {"engine", "modeling", "ops", "imaging", "structures"},
+    "imaging": {"imaging", "structures", "masks"},
+    "datasets": {"datasets", "imaging", "structures", "masks"},
+    "engine": {"engine", "modeling", "ops", "imaging", "structures", "masks"},
 }
 TENSORFLOW_PARTS = {"ops", "modeling", "engine"}
 TENSORFLOW = {"tensorflow", "tensorpack", "horovod", "keras"}

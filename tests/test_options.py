@@ -90,6 +90,8 @@ ELSEWHERE = {
         "TEST.MASK_THRESH", "TEST.RESULT_SCORE_THRESH_VIS", "DATA.CLASS_NAMES", "DATA.CATEGORY_IDS",
         "DATA.ABSOLUTE_COORD", "TRAIN.NUM_GPUS",
     ],
+    "test_data": ["DATA.ON_ERROR", "DATA.MAX_BAD"],
+    "test_your_own_data": ["DATA.CATALOG", "DATA.METRIC", "PREPROC.AUGMENT", "DATA.CACHE"],
     "test_horovod": ["TRAINER", "TRAIN.HALF_ON_WIRE", "TRAIN.ACCUM"],
     "test_config": [
         "RPN.ANCHOR_STRIDE", "FPN.ANCHOR_STRIDES",  # one value allowed

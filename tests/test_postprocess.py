@@ -6,7 +6,7 @@ import numpy as np
 import pycocotools.mask as coco_mask
 import pytest
 
-from FasterRCNN.imaging.postprocess import boxes_to_photo, clip_boxes, paste_mask, paste_masks_to_rle
+from FasterRCNN.imaging.postprocess import paste_mask, paste_masks_to_rle
 
 
 def slow_paste(mask, box, height, width, threshold=0.5):
@@ -112,7 +112,6 @@ def test_boxes_without_a_pixel_give_a_valid_empty_mask(box):
 
 def test_no_detections():
     assert paste_masks_to_rle(np.zeros((0, 28, 28), np.float32), np.zeros((0, 4), np.float32), 20, 30) == []
-    assert boxes_to_photo(np.zeros((0, 4)), (10, 10), (20, 20)).shape == (0, 4)
 
 
 def test_memory_follows_the_box_not_the_image():
@@ -124,15 +123,3 @@ def test_memory_follows_the_box_not_the_image():
     tracemalloc.stop()
     assert 100 * 80 - 4 <= coco_mask.area(rle) <= 100 * 80  # the ring of zeros rounds the corners off
     assert peak < 1_000_000
-
-
-def test_boxes_go_back_to_the_photo_and_stay_in_it():
-    boxes = np.array([[10, 20, 30, 40], [-5, -6, 900, 1200]], np.float32)
-    photo = boxes_to_photo(boxes, (800, 600), (400, 150))
-    np.testing.assert_allclose(photo, [[2.5, 10, 7.5, 20], [0, 0, 150, 400]])
-    assert photo.dtype == np.float32
-
-
-def test_all_four_edges_are_clipped():
-    far = np.array([[-9, -9, -5, -5], [200, 200, 300, 300]], np.float32)
-    np.testing.assert_array_equal(clip_boxes(far, 50, 60), [[0, 0, 0, 0], [60, 50, 60, 50]])

@@ -12,6 +12,7 @@ from pycocotools import mask as mask_utils
 
 from FasterRCNN.engine.predictor import Predictor, build_constant_graph, map_ahead
 from FasterRCNN.modeling.build import build_detector
+from FasterRCNN.structures import FLIP_LEFT_RIGHT
 
 TINY_FPN = {
     "MODE_FPN": True,
@@ -32,17 +33,20 @@ def predictor(weights=WEIGHTS, **changes):
 
 
 def check(detections, truth, height, width):
+    assert detections.image_size == (width, height) and detections.mode == "xyxy"
+    scores, labels = detections.get_field("scores"), detections.get_field("labels")
+    masks = detections.get_field("masks").segmentations
+    assert (detections.boxes.dtype, scores.dtype, labels.dtype) == (np.float32, np.float32, np.int32)
     if truth is None:
-        assert len(detections) == 0 and detections.masks == []
-        assert detections.boxes.shape == (0, 4)
+        assert detections.boxes.shape == (0, 4) and len(masks) == 0
         return
-    assert detections.boxes.dtype == np.float32 and detections.boxes.shape == (2, 4)
+    assert detections.boxes.shape == (2, 4)
     # A pixel of the resized image is up to 2.6 pixels of the photo.
     np.testing.assert_allclose(detections.boxes[0], truth, atol=4)
-    np.testing.assert_allclose(detections.scores, [0.75, 0.375])
-    assert detections.labels.tolist() == [2, 1]
-    assert detections.masks[0]["size"] == [height, width]
-    mask = mask_utils.decode(detections.masks[0])
+    np.testing.assert_allclose(scores, [0.75, 0.375])
+    assert labels.tolist() == [2, 1]
+    assert masks[0]["size"] == [height, width]
+    mask = mask_utils.decode(masks[0])
     x1, y1, x2, y2 = np.round(detections.boxes[0]).astype(int)
     inside = np.zeros((height, width), np.uint8)
     inside[y1:y2, x1:x2] = 1
@@ -63,7 +67,7 @@ def test_batch_size_changes_nothing():
     with predictor() as one, predictor(ims_per_batch=4) as four:
         for a, b in zip(one.predict(images), four.predict(images)):
             np.testing.assert_array_equal(a.boxes, b.boxes)
-            assert a.masks == b.masks
+            assert a.get_field("masks").segmentations == b.get_field("masks").segmentations
 
 
 def test_no_images():
@@ -74,7 +78,20 @@ def test_no_images():
 def test_boxes_without_masks():
     with predictor(with_masks=False) as model:
         (detections,) = model.predict([PHOTOS[0][0]])
-    assert detections.labels.tolist() == [2, 1] and detections.masks is None
+    assert detections.get_field("labels").tolist() == [2, 1] and not detections.has_field("masks")
+
+
+def test_detections_follow_their_photo():
+    (image, truth), (height, width) = PHOTOS[0], PHOTOS[0][0].shape[:2]
+    with predictor() as model:
+        (detections,) = model.predict([image])
+    mirrored = detections.transpose(FLIP_LEFT_RIGHT)
+    np.testing.assert_allclose(mirrored.boxes[0], [width - truth[2], truth[1], width - truth[0], truth[3]], atol=4)
+    bitmaps = [found.get_field("masks").bitmaps() for found in (detections, mirrored)]
+    np.testing.assert_array_equal(bitmaps[1], bitmaps[0][:, :, ::-1])
+    halved = detections.resize((width // 2, height // 2))[0]
+    np.testing.assert_allclose(halved.boxes[0], np.array(truth) / 2, atol=2)
+    np.testing.assert_allclose(halved.get_field("masks").boxes(), halved.boxes, atol=2)
 
 
 def test_images_are_padded_to_the_multiple_and_batched_by_shape():
@@ -113,7 +130,7 @@ def test_strips_that_resizing_leaves_narrower_than_a_stride(shape):
     settings = {"short_edge": 24, "max_size": 200, "pad_multiple": 1, "ims_per_batch": 1, "with_masks": True}
     with Predictor(detector, weights, categories=CATEGORIES, **settings) as model:
         (found,) = model.predict([np.full((*shape, 3), 255, np.uint8)])
-    assert np.isfinite(found.boxes).all() and len(found.masks) == len(found)
+    assert np.isfinite(found.boxes).all() and len(found.get_field("masks")) == len(found)
 
 
 def test_a_stream_is_answered_before_it_ends():

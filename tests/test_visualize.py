@@ -7,7 +7,7 @@ import pytest
 
 from FasterRCNN.imaging import visualize
 from FasterRCNN.imaging.visualize import class_colour, draw_comparison, draw_detections, draw_truth
-from FasterRCNN.structures import Categories, Detections, ImageRecord
+from FasterRCNN.structures import FLIP_LEFT_RIGHT, BoxList, Categories, ImageRecord
 
 CATEGORIES = Categories(("cat", "naïve dog", "traffic light"), (3, 7, 9))
 
@@ -16,15 +16,16 @@ def rle_of(bitmap):
     return coco_mask.encode(np.asfortranarray(bitmap.astype(np.uint8)))
 
 
-def detections(boxes, scores, labels, size=None):
-    masks = None
-    if size is not None:
-        masks = []
-        for x1, y1, x2, y2 in np.round(boxes).astype(int):
-            bitmap = np.zeros(size)
+def detections(boxes, scores, labels, size=(500, 600), with_masks=False):
+    found = BoxList(boxes, size[::-1])
+    found.add_field("scores", np.float32(scores))
+    found.add_field("labels", np.int32(labels))
+    if with_masks:
+        bitmaps = np.zeros((len(boxes), *size), np.uint8)
+        for bitmap, (x1, y1, x2, y2) in zip(bitmaps, np.round(boxes).astype(int)):
             bitmap[max(y1, 0) : y2, max(x1, 0) : x2] = 1
-            masks.append(rle_of(bitmap))
-    return Detections(np.float32(boxes).reshape(-1, 4), np.float32(scores), np.int32(labels), masks)
+        found.add_field("masks", bitmaps)
+    return found
 
 
 def record(height, width, **objects):
@@ -61,7 +62,8 @@ def truth_of_each_form(height, width):
 )
 def test_small_photos_are_enlarged_and_others_kept(size, expected):
     image = np.full((*size, 3), 90, np.uint8)
-    drawn = draw_detections(image, detections([[0, 0, size[1], size[0]]], [0.9], [1], size), CATEGORIES)
+    found = detections([[0, 0, size[1], size[0]]], [0.9], [1], size, with_masks=True)
+    drawn = draw_detections(image, found, CATEGORIES)
     assert drawn.shape == (*expected, 3) and drawn.dtype == np.uint8
     assert (image == 90).all()
 
@@ -94,7 +96,7 @@ def test_masks_of_both_forms_land_on_the_same_pixels_when_enlarged():
 
 def test_score_threshold_leaves_out_the_rest():
     image = np.zeros((500, 500, 3), np.uint8)
-    found = detections([[10, 50, 100, 100], [200, 300, 400, 400]], [0.9, 0.3], [1, 2], (500, 500))
+    found = detections([[10, 50, 100, 100], [200, 300, 400, 400]], [0.9, 0.3], [1, 2], (500, 500), with_masks=True)
     drawn = draw_detections(image, found, CATEGORIES, score_threshold=0.5)
     assert drawn[:250].any() and not drawn[250:].any()
     assert draw_detections(image, found, CATEGORIES, score_threshold=0.3)[250:].any()
@@ -110,14 +112,14 @@ def test_nothing_to_draw_leaves_the_photo_as_it_is():
 
 def test_empty_masks_and_boxes_beyond_the_photo_are_drawn():
     found = detections([[-50, -50, 700, 700], [590, 490, 610, 510], [5, 5, 5, 5]], [0.9] * 3, [1, 2, 3])
-    found.masks = [rle_of(np.zeros((500, 600)))] * 3
+    found.add_field("masks", np.zeros((3, 500, 600), np.uint8))
     draw_detections(np.zeros((500, 600, 3), np.uint8), found, CATEGORIES)
 
 
 @pytest.mark.parametrize("size", [(256, 256), (500, 700), (40, 900), (900, 40)])
 def test_comparison_sets_truth_left_and_prediction_right_under_headings(size):
     image = np.full((*size, 3), 128, np.uint8)
-    found = detections([[5, 5, 30, 30]], [0.9], [2], size)
+    found = detections([[5, 5, 30, 30]], [0.9], [2], size, with_masks=True)
     both = draw_comparison(image, truth_of_each_form(*size), found, CATEGORIES)
     truth = draw_truth(image, truth_of_each_form(*size), CATEGORIES)
     prediction = draw_detections(image, found, CATEGORIES)
@@ -130,7 +132,23 @@ def test_comparison_sets_truth_left_and_prediction_right_under_headings(size):
 
 def test_an_unknown_label_is_named():
     with pytest.raises(ValueError, match="label 4 is outside 1..3"):
-        draw_detections(np.zeros((9, 9, 3), np.uint8), detections([[0, 0, 5, 5]], [0.9], [4]), CATEGORIES)
+        draw_detections(np.zeros((9, 9, 3), np.uint8), detections([[0, 0, 5, 5]], [0.9], [4], (9, 9)), CATEGORIES)
+
+
+def test_detections_without_scores_are_refused():
+    with pytest.raises(ValueError, match="no field 'scores'"):
+        draw_detections(np.zeros((9, 9, 3), np.uint8), BoxList([[0, 0, 5, 5]], (9, 9)), CATEGORIES)
+
+
+def test_boxes_of_either_mode_and_moved_masks_are_drawn_alike():
+    """A mirrored picture of mirrored detections, tags apart, which are written from left to right."""
+    image = np.zeros((500, 600, 3), np.uint8)
+    found = detections([[100, 250, 300, 450]], [0.9], [1], with_masks=True)
+    drawn = draw_detections(image, found, CATEGORIES)
+    np.testing.assert_array_equal(draw_detections(image, found.convert("xywh"), CATEGORIES), drawn)
+    mirrored = draw_detections(image, found.transpose(FLIP_LEFT_RIGHT), CATEGORIES)
+    np.testing.assert_array_equal(mirrored[255:445, 305:495], drawn[255:445, 105:295][:, ::-1])
+    assert (drawn[350, 200] != 0).any()
 
 
 def test_tags_stay_in_the_picture_and_apart_where_there_is_room():

@@ -35,7 +35,7 @@ def command(script, *arguments, status=0):
 def base(tmp_path_factory):
     """A folder in COCO's layout with a few drawn shapes."""
     base = tmp_path_factory.mktemp("shapes")
-    command("data.py", "draw", "--output-dir", base, "--num-train", 6, "--num-val", 3, "--size", 96)
+    command("data.py", "--draw", base, "--num-train", 6, "--num-val", 3, "--size", 96)
     return base
 
 

@@ -249,6 +249,7 @@ def compare_loss(result, name, ours, reference):
 def training_inputs(train_case, pad_multiple, cfg):
     """Return the arrays of a training step, as the loader makes them, of a case's image and objects."""
     from FasterRCNN.imaging.augment import crop_masks, pack_mask
+    from FasterRCNN.masks import Masks
 
     image, image_size = pad_image(train_case["image_bgr"], pad_multiple)
     boxes = train_case["boxes"]
@@ -256,7 +257,8 @@ def training_inputs(train_case, pad_multiple, cfg):
     gt_boxes, gt_labels = np.zeros((1, slots, 4), np.float32), np.zeros((1, slots), np.int32)
     gt_boxes[0, :len(boxes)], gt_labels[0, :len(boxes)] = boxes, train_case["labels"]
     polygons = [[train_case[f"polygon{i}"]] for i in range(len(boxes))]
-    masks = pack_mask(crop_masks(polygons, boxes))
+    height, width = train_case["image_bgr"].shape[:2]
+    masks = pack_mask(crop_masks(Masks(polygons, (width, height)), boxes))
     gt_masks = np.zeros((1, slots, *masks.shape[1:]), np.uint8)
     gt_masks[0, :len(boxes)] = masks
     return {"image": image, "image_size": image_size, "gt_boxes": gt_boxes, "gt_labels": gt_labels,

@@ -7,7 +7,7 @@ B images of a batch, H×W its padded size, D detections, M mask side.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -17,9 +17,10 @@ import tensorflow.compat.v1 as tf
 from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from FasterRCNN.engine.weights import select_for_prediction
-from FasterRCNN.imaging.postprocess import boxes_to_photo, paste_masks_to_rle
+from FasterRCNN.imaging.postprocess import paste_masks_to_rle
 from FasterRCNN.imaging.resize import resize_image
-from FasterRCNN.structures import Categories, Detections
+from FasterRCNN.masks import Masks
+from FasterRCNN.structures import BoxList, Categories, ImageList, to_image_list
 
 POSTPROCESS_THREADS = 4
 # Images of like shape are sought among so many batches, or fewer when they hold more pixels than this.
@@ -71,11 +72,15 @@ class Predictor:
         self._session = tf.Session(graph=graph, config=session_config())
         self._run = self._session.make_callable([outputs[name] for name in self._outputs], feed_list=inputs)
 
-    def predict(self, images: Iterable[np.ndarray]) -> list[Detections]:
-        """The detections of each image, uint8 H×W×3 BGR of any size, in its own pixels."""
+    def predict(self, images: Iterable[np.ndarray]) -> list[BoxList]:
+        """The detections of each image, uint8 H×W×3 BGR of any size, in its own pixels.
+
+        Boxes float32 D×4 with the fields "scores" float32 D, "labels" int32 D (1..K) and, of a model with masks,
+        "masks": Masks of RLEs of the image's full size.
+        """
         return list(self.predict_stream(images))
 
-    def predict_stream(self, images: Iterable[np.ndarray]) -> Iterator[Detections]:
+    def predict_stream(self, images: Iterable[np.ndarray]) -> Iterator[BoxList]:
         """As `predict`, one by one in the order of `images`, which are taken a few batches ahead.
 
         Resizing and the pasting of masks go on in threads while the network runs.
@@ -123,41 +128,43 @@ class Predictor:
 
     def _prepare(self, numbered: list[tuple[int, np.ndarray]]) -> _Batch:
         resized = [resize_image(image, self._short_edge, self._max_size) for _, image in numbered]
-        sizes = np.array([image.shape[:2] for image in resized], np.int32)
-        height, width = np.maximum(-(-sizes.max(axis=0) // self._pad_multiple) * self._pad_multiple, MIN_SIDE)
-        canvas = np.zeros((len(resized), height, width, 3), np.uint8)
-        for place, image in zip(canvas, resized):
-            place[: image.shape[0], : image.shape[1]] = image
-        return _Batch([number for number, _ in numbered], [image.shape[:2] for _, image in numbered], canvas, sizes)
+        padded = to_image_list(resized, self._pad_multiple, min_side=MIN_SIDE)
+        numbers, photos = zip(*numbered)
+        return _Batch(numbers, [photo.shape[1::-1] for photo in photos], padded)
 
     def _run_batch(self, batch: _Batch) -> tuple[_Batch, dict[str, np.ndarray]]:
-        return batch, self.network_only(batch.image, batch.image_size)
+        return batch, self.network_only(batch.images.tensors, batch.images.image_sizes)
 
-    def _finish(self, ran: tuple[_Batch, dict[str, np.ndarray]]) -> list[tuple[int, Detections]]:
+    def _finish(self, ran: tuple[_Batch, dict[str, np.ndarray]]) -> list[tuple[int, BoxList]]:
         batch, outputs = ran
         finished = []
         for i, number in enumerate(batch.numbers):
-            count = outputs["num_detections"][i]
-            boxes = boxes_to_photo(outputs["boxes"][i, :count], tuple(batch.image_size[i]), batch.photo_sizes[i])
-            masks = None
-            if self.with_masks:
-                frames = boxes if self._accurate_paste else np.rint(boxes)
-                masks = paste_masks_to_rle(
-                    outputs["masks"][i, :count], frames, *batch.photo_sizes[i], threshold=self._mask_threshold
-                )
-            scores, labels = outputs["scores"][i, :count], outputs["labels"][i, :count]
-            finished.append((number, Detections(boxes, scores, labels, masks)))
+            of_image = {name: output[i] for name, output in outputs.items()}
+            resized = batch.images.image_sizes[i, ::-1]
+            finished.append((number, self._to_photo(of_image, resized, batch.photo_sizes[i])))
         return finished
+
+    def _to_photo(self, outputs: dict[str, np.ndarray], resized: Sequence[int], photo: Sequence[int]) -> BoxList:
+        """The detections of an image of size `resized`, taken to its photo's pixels; both sizes (w, h)."""
+        count = outputs["num_detections"]
+        # None is removed: the other outputs are in step with the boxes.
+        detections = BoxList(outputs["boxes"][:count], resized).resize(photo).clip_to_image(remove_empty=False)
+        detections.add_field("scores", outputs["scores"][:count])
+        detections.add_field("labels", outputs["labels"][:count])
+        if self.with_masks:
+            frames = detections.boxes if self._accurate_paste else np.rint(detections.boxes)
+            rles = paste_masks_to_rle(outputs["masks"][:count], frames, *photo[::-1], threshold=self._mask_threshold)
+            detections.add_field("masks", Masks(rles, photo))
+        return detections
 
 
 @dataclass
 class _Batch:
-    """numbers: the images' places in the stream; photo_sizes: (h, w) of each; image, image_size: the graph's inputs."""
+    """numbers: the images' places in the stream; photo_sizes: (w, h) of each; images: as the graph takes them."""
 
-    numbers: list[int]
+    numbers: Sequence[int]
     photo_sizes: list[tuple[int, int]]
-    image: np.ndarray
-    image_size: np.ndarray
+    images: ImageList
 
 
 def build_constant_graph(

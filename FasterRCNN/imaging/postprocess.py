@@ -1,4 +1,4 @@
-"""From the network's frame to the photo's: boxes back to the photo's pixels, masks pasted there as bitmaps or RLE.
+"""From the network's frame to the photo's: masks pasted there as bitmaps or RLE.
 
 A mask of M × M cells covers its box; its cells' centres lie at the fractions (i + ½) / M of the box's width and height.
 The value at an image pixel is the bilinear interpolation between those centres, taken at the pixel's own centre
@@ -14,22 +14,7 @@ from collections.abc import Iterable
 import numpy as np
 import pycocotools.mask as coco_mask
 
-__all__ = ["boxes_to_photo", "clip_boxes", "paste_mask", "paste_masks_to_rle"]
-
-
-def clip_boxes(boxes: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The boxes, float32 D × 4, with all four edges moved into [0, width] and [0, height]."""
-    limits = np.array([width, height, width, height], np.float32)
-    return np.clip(np.asarray(boxes, np.float32).reshape(-1, 4), 0, limits)
-
-
-def boxes_to_photo(boxes: np.ndarray, resized: tuple[int, int], photo: tuple[int, int]) -> np.ndarray:
-    """Boxes in an image of size `resized` taken to the photo of size `photo`, both (height, width), and clipped to it.
-
-    Float32 D × 4. Each axis has its own factor: rounding the resized image to whole pixels makes them differ.
-    """
-    factors = np.divide(photo, resized, dtype=np.float32)[[1, 0, 1, 0]]
-    return clip_boxes(np.asarray(boxes, np.float32).reshape(-1, 4) * factors, *photo)
+__all__ = ["paste_mask", "paste_masks_to_rle"]
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, height: int, width: int, threshold: float = 0.5) -> np.ndarray:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import pycocotools.mask as coco_mask
 
-from FasterRCNN.structures import Categories, Detections, ImageRecord
+from FasterRCNN.structures import BoxList, Categories, ImageRecord
 
 __all__ = ["class_colour", "draw_comparison", "draw_detections", "draw_truth"]
 
@@ -73,29 +73,33 @@ def draw_truth(image: np.ndarray, record: ImageRecord, categories: Categories) -
 
 
 def draw_detections(
-    image: np.ndarray, detections: Detections, categories: Categories, *, score_threshold: float = 0.5
+    image: np.ndarray, detections: BoxList, categories: Categories, *, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """The photo with the detections of at least the given score, each tagged with its name and score."""
+    """The photo with the detections of at least the given score, each tagged with its name and score.
+
+    detections: in the photo's pixels, with the fields "scores", "labels" and, where there are any, "masks", as a
+    predictor gives them.
+    """
+    boxes, scores, labels = detections.convert("xyxy").boxes, *map(detections.get_field, ("scores", "labels"))
+    masks = detections.get_field("masks").segmentations if detections.has_field("masks") else [None] * len(boxes)
     instances = []
-    for i in np.argsort(-detections.scores, kind="stable"):
-        label, score = int(detections.labels[i]), detections.scores[i]
-        if score >= score_threshold:
-            mask = None if detections.masks is None else detections.masks[i]
-            text = f"{categories.name_of_label(label)} {score:.2f}"
-            instances.append(_Instance(detections.boxes[i], mask, class_colour(label), text))
+    for i in np.argsort(-scores, kind="stable"):
+        if scores[i] >= score_threshold:
+            text = f"{categories.name_of_label(labels[i])} {scores[i]:.2f}"
+            instances.append(_Instance(boxes[i], masks[i], class_colour(int(labels[i])), text))
     return _draw(image, instances)
 
 
 def draw_comparison(
     image: np.ndarray,
     record: ImageRecord,
-    detections: Detections,
+    detections: BoxList,
     categories: Categories,
     *,
     score_threshold: float = 0.5,
 ) -> np.ndarray:
     """Ground truth on the left, detections of at least the given score on the right, each under its heading."""
-    found = int(np.count_nonzero(detections.scores >= score_threshold))
+    found = int(np.count_nonzero(detections.get_field("scores") >= score_threshold))
     truth = draw_truth(image, record, categories)
     prediction = draw_detections(image, detections, categories, score_threshold=score_threshold)
     headings = f"Ground truth: {len(record.boxes)}", f"Prediction: {found} (score >= {score_threshold:g})"
