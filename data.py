@@ -25,7 +25,7 @@ from FasterRCNN.datasets.catalog import join_datasets, load_dataset, read_annota
 from FasterRCNN.datasets.photos import read_photo
 from FasterRCNN.engine.bad_images import BadImages
 from FasterRCNN.engine.prefetch import StepsInOrder
-from FasterRCNN.imaging.augment import crop_masks, pack_mask, unpack_mask
+from FasterRCNN.imaging.mask_crops import crop_masks, pack_mask, unpack_mask
 from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.imaging.transforms import Augmentation, augment, parse_augmentations
 from FasterRCNN.masks import Masks
@@ -99,8 +99,14 @@ def make_train_batches(
     ims_per_gpu: int,
     seed: int,
     num_devices: int = 1,
+    max_bad: float | None = None,
 ) -> TrainBatches:
-    """The training batches of `dataset` as `cfg` wants them; see TrainBatches."""
+    """The training batches of `dataset` as `cfg` wants them; see TrainBatches.
+
+    max_bad: the share of images that may turn out unusable, by default what DATA.MAX_BAD and DATA.ON_ERROR say.
+    """
+    if max_bad is None:
+        max_bad = 0.0 if cfg.DATA.ON_ERROR == "stop" else cfg.DATA.MAX_BAD
     indices, is_portrait = _select_images(dataset, keep_empty=not cfg.DATA.FILTER_EMPTY_ANNOTATIONS)
     # Alone in its step an image fits any shape; together, orientations apart save padding.
     global_batch = ims_per_gpu * num_devices
@@ -118,7 +124,7 @@ def make_train_batches(
         bad_images=BadImages(
             len(dataset),
             num_used=len(indices),
-            max_share=0.0 if cfg.DATA.ON_ERROR == "stop" else cfg.DATA.MAX_BAD,
+            max_share=max_bad,
         ),
     )
 
@@ -223,7 +229,7 @@ class TrainBatches:
 
     image uint8 B×H×W×3 (BGR), padded with zeros to the largest of them and a multiple of `pad_multiple`; image_size
     int32 B×2 (h, w before padding); gt_boxes float32 B×G×4; gt_labels int32 B×G (1..K, 0 an empty slot, -1 a crowd or
-    difficult); gt_masks uint8 B×G×112×14, packed mask crops (FasterRCNN/imaging/augment.py), zeros for crowds;
+    difficult); gt_masks uint8 B×G×112×14, packed mask crops (FasterRCNN/imaging/mask_crops.py), zeros for crowds;
     image_index int32 B, into dataset.records; seed int32, for random choices in the graph. G is a multiple of 8, at
     least 8.
 
@@ -343,10 +349,10 @@ def check(args: argparse.Namespace) -> int:
         with_masks=cfg.MODE_MASK,
         num_workers=cfg.DATA.NUM_WORKERS,
         steps_in_order=StepsInOrder,
-        score_truth=score_truth,
+        score_truth=partial(score_truth, with_masks=cfg.MODE_MASK),
     )
+    print(format_report(report, details_file=args.output), flush=True)  # first: the file may not be writable
     write_json(report_to_json(report), args.output)
-    print(format_report(report, details_file=args.output))
     return report.exit_code
 
 
@@ -354,7 +360,10 @@ def show(args: argparse.Namespace) -> int:
     """data.py --show: pictures of training batches, boxes and masks as the network gets them, padding in black."""
     cfg = _read_config(args, [args.show])
     dataset = load_training_set(cfg)
-    batches = make_train_batches(cfg, dataset, ims_per_gpu=cfg.TRAIN.IMS_PER_GPU, seed=cfg.TRAIN.SEED)
+    # Images that cannot be read are named; the others are still to be seen.
+    batches = make_train_batches(
+        cfg, dataset, ims_per_gpu=cfg.TRAIN.IMS_PER_GPU, seed=cfg.TRAIN.SEED, max_bad=1.0
+    )
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     names = train_inputs(cfg.MODE_MASK)

@@ -73,8 +73,6 @@ class Masks:
         return len(self._shapes)
 
     def __getitem__(self, index: Any) -> Masks:
-        if isinstance(index, list) and not index:
-            index = slice(0)
         chosen = np.atleast_1d(np.arange(len(self))[index])
         return self._of([self._shapes[i] for i in chosen], [self._frames[i] for i in chosen], self.image_size)
 

@@ -67,23 +67,15 @@ class Categories:
             raise ValueError(f"label {label} is outside 1..{len(self)}")
         return int(label) - 1
 
-    def differences(self, other: Categories) -> list[str]:
-        """One phrase per id that the two do not give the same name; empty when they hold the same categories."""
-        return [
-            f"id {category_id}: {self.by_id.get(category_id, '-')} / {other.by_id.get(category_id, '-')}"
-            for category_id in sorted(self.by_id.keys() | other.by_id.keys())
-            if self.by_id.get(category_id) != other.by_id.get(category_id)
-        ]
-
 
 @dataclass
 class ImageRecord:
     """One image with its ground truth; boxes are clipped to the image.
 
     boxes float32 G x 4, labels int32 G (1..K, of crowds too), is_crowd bool G (a region of uncounted objects),
-    is_difficult bool G (neither trained nor counted: Pascal VOC's flag), annotation_ids int64 G; segmentations holds
-    per object a list of float32 N x 2 polygons, a compressed RLE {"size": [h, w], "counts": bytes}, or None. source:
-    the name of the user's own data set whose image number image_id this is; "" when it is read from file_name.
+    is_difficult bool G (neither trained nor counted: Pascal VOC's flag); segmentations holds per object a list of
+    float32 N x 2 polygons, a compressed RLE {"size": [h, w], "counts": bytes}, or None. source: the name of the user's
+    own data set whose image number image_id this is; "" when it is read from file_name.
     """
 
     image_id: int | str
@@ -93,7 +85,6 @@ class ImageRecord:
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     is_crowd: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
-    annotation_ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     segmentations: list = field(default_factory=list)
     is_difficult: np.ndarray | None = None
     source: str = ""

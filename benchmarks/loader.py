@@ -67,7 +67,7 @@ def _draw_record(random, number, file, height, width):
     boxes = np.array([[*outline.min(axis=0), *outline.max(axis=0)] for outline in outlines], np.float32)
     return ImageRecord(image_id=number, file_name=str(file), height=height, width=width, boxes=boxes,
                        labels=random.integers(1, NUM_CLASSES + 1, OBJECTS_PER_IMAGE).astype(np.int32),
-                       is_crowd=np.zeros(OBJECTS_PER_IMAGE, bool), annotation_ids=np.arange(OBJECTS_PER_IMAGE),
+                       is_crowd=np.zeros(OBJECTS_PER_IMAGE, bool),
                        segmentations=[[outline.astype(np.float32)] for outline in outlines])
 
 

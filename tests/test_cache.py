@@ -78,6 +78,19 @@ def test_what_is_found_again_is_what_was_read(source, tmp_path):
     assert read.calls == 1
 
 
+def test_what_was_read_from_photos_is_not_kept(source, tmp_path):
+    """They may be there, or others, the next time."""
+    class Measuring(Reader):
+        def __call__(self, problems):
+            problems.add("missing_image", image_id=1)
+            return super().__call__(problems)
+
+    read = Measuring()
+    for _ in range(2):
+        assert len(load(read, source, tmp_path / "cache")[0]) == 3
+    assert read.calls == 2 and record_files(tmp_path / "cache") == []
+
+
 def test_a_set_without_images_is_kept_too(source, tmp_path):
     read = Reader(num_records=0)
     assert [len(load(read, source, tmp_path / "cache")[0]) for _ in range(2)] == [0, 0]

@@ -55,6 +55,78 @@ def test_a_missing_annotation_file_is_named(tmp_path):
         load_dataset("coco_val2017", basedir=tmp_path)
 
 
+@pytest.mark.parametrize("file, name", [
+    ("chess/train/_annotations.coco.json", "chess_train"),
+    ("chess/valid/_annotations.coco.json", "chess_valid"),
+    ("task_7/annotations/instances_default.json", "task_7"),
+    ("project-1/result.json", "project-1"),
+    ("toys/annotations/train.json", "train"),
+])
+def test_files_that_tools_name_alike_are_told_apart_by_their_folder(tmp_path, monkeypatch, file, name):
+    write_set(tmp_path / file, tmp_path / "photos", [3])
+    assert load_dataset(f"{tmp_path / file}:{tmp_path / 'photos'}").name == name
+    monkeypatch.chdir((tmp_path / file).parent)
+    assert load_dataset(f"{(tmp_path / file).name}:{tmp_path / 'photos'}").name == name
+
+
+BENCHMARK_CATALOG = """
+import os
+
+class DatasetCatalog(object):
+    DATA_DIR = "datasets"
+    DATASETS = {
+        "coco_toys": {"img_dir": "coco/toys", "ann_file": "coco/annotations/toys.json"},
+        "voc_toys": {"data_dir": "voc/VOC2007", "split": "train"},
+        "coco_broken": {"img_dir": "", "ann_file": ""},
+    }
+
+    @staticmethod
+    def get(name):
+        data_dir, attrs = DatasetCatalog.DATA_DIR, DatasetCatalog.DATASETS[name]
+        if name == "coco_broken":
+            return dict(factory="COCODataset", args=dict(root="photos"))
+        if "coco" in name:
+            args = dict(
+                root=os.path.join(data_dir, attrs["img_dir"]), ann_file=os.path.join(data_dir, attrs["ann_file"])
+            )
+            return dict(factory="COCODataset", args=args)
+        args = dict(data_dir=os.path.join(data_dir, attrs["data_dir"]), split=attrs["split"])
+        return dict(factory="PascalVOCDataset", args=args)
+"""
+
+
+@pytest.fixture
+def benchmark_catalog(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "paths_catalog.py"
+    path.write_text(BENCHMARK_CATALOG)
+    return path
+
+
+def test_the_catalog_of_maskrcnn_benchmark_names_cocos_files(benchmark_catalog, tmp_path):
+    write_set(tmp_path / "datasets/coco/annotations/toys.json", tmp_path / "datasets/coco/toys", [3])
+    dataset = load_dataset("coco_toys", basedir="/nowhere", catalog=benchmark_catalog)
+    assert (dataset.name, dataset.reread().name, dataset.categories.names) == ("coco_toys", "coco_toys", ("cat", "dog"))
+    assert dataset.records[0].file_name == "datasets/coco/toys/COCO_000000000003.jpg"
+    with pytest.raises(ValueError, match="coco_broken: a COCODataset has the args ann_file and root, this one {'root'"):
+        load_dataset("coco_broken", catalog=benchmark_catalog)
+
+
+def test_the_catalog_of_maskrcnn_benchmark_names_vocs_folders(benchmark_catalog, tmp_path):
+    folder = tmp_path / "datasets/voc/VOC2007"
+    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / part).mkdir(parents=True)
+    (folder / "ImageSets/Main/train.txt").write_text("a\n")
+    box = "<xmin>1</xmin><ymin>1</ymin><xmax>4</xmax><ymax>4</ymax>"
+    (folder / "Annotations/a.xml").write_text(
+        "<annotation><size><width>9</width><height>9</height></size>"
+        f"<object><name>cat</name><bndbox>{box}</bndbox></object></annotation>"
+    )
+    dataset = load_dataset("voc_toys", catalog=benchmark_catalog)
+    assert (dataset.name, dataset.reread().metric, dataset.records[0].image_id) == ("voc_toys", "voc", "a")
+    assert dataset.records[0].boxes.tolist() == [[0, 0, 4, 4]]
+
+
 def load_training_sets(*specs):
     cfg = default_config()
     cfg.update_dict({"DATA.TRAIN": list(specs)})

@@ -27,7 +27,7 @@ def content_of(first_id=1, num_images=3):
     ids = range(first_id, first_id + num_images)
     images = [{"id": i, "file_name": f"{i}.jpg", "height": HEIGHT, "width": WIDTH} for i in ids]
     annotations = [
-        {"id": 10 * i, "image_id": i, "category_id": 1 + i % 2, "bbox": list(BOX), "segmentation": [list(POLYGON)]}
+        {"id": 10 * i, "image_id": i, "category_id": 2 - bool(i % 3), "bbox": [*BOX], "segmentation": [[*POLYGON]]}
         for i in ids
     ]
     categories = [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}]
@@ -145,9 +145,11 @@ FLAWS = [
     ("missing_image", rename_second("2.JPG"), SECOND, "2.JPG is there"),
     ("missing_image", rename_second("2.jpeg"), SECOND, "2.jpeg is there"),
     ("missing_image", set_image(file_name="images/2.jpg"), SECOND, "set/2.jpg is there"),
+    ("missing_image", set_image(file_name="images\\2.jpg"), SECOND, "set/2.jpg is there"),
     ("missing_image", set_image(file_name="images/x.jpg"), SECOND, "there is no folder"),
     ("empty_image", write_second(b""), SECOND, ""),
     ("truncated_image", write_second(half), SECOND, " bytes"),
+    ("damaged_image", write_second(lambda folder: half(folder) + b"\xff\xd9"), SECOND, "Corrupt JPEG data"),
     ("unreadable_image", write_second(b"<html>not found</html>"), SECOND, "22 bytes, looks like HTML"),
     ("unreadable_image", write_second(b"no picture"), SECOND, "10 bytes"),
     ("image_size", set_image(height=HEIGHT + 2), SECOND, "is 60 x 40, annotated as 60 x 42"),
@@ -159,18 +161,27 @@ FLAWS = [
     ("repeated_image", repeat_first, SECOND, "the same picture as"),
     ("repeated_image", list_second_again, {"image_id": 4}, "the same file as image id 2"),
     ("image_id", add("images", file_name="4.jpg"), SECOND, "4.jpg"),
-    ("annotation_id", add("annotations"), SECOND_OBJECT, ""),
+    ("annotation_id", add("annotations", bbox=[9, 5, 21, 16]), SECOND_OBJECT, ""),
+    ("malformed_entry", add("annotations", category_id="dog"), SECOND_OBJECT, "annotations[3]: category_id is 'dog'"),
+    ("malformed_entry", add("annotations", id=[20]), SECOND, "annotations[3]: id is '[20]'"),
+    ("malformed_entry", set_image(width=60.5), SECOND, "images[1]: width is '60.5', not a whole number of pixels"),
+    ("no_size", set_image(width=None), SECOND, ""),
     ("unknown_image", add("annotations", id=40, image_id=4), {"image_id": 4, "annotation_id": 40}, ""),
+    ("unknown_image", add("annotations", id=40, image_id="2"), {"image_id": "2", "annotation_id": 40}, "2 is listed"),
     ("unknown_category", in_second(category_id=7), SECOND_OBJECT, "category id 7"),
     ("no_objects", drop_second_object, SECOND, ""),
     ("no_objects", in_second(iscrowd=1), SECOND, "crowd regions only"),
     ("malformed_box", in_second(bbox=[1, 2, 3]), SECOND_OBJECT, "[1, 2, 3]"),
     ("malformed_box", in_second(bbox=[1, 2, float("nan"), 3]), SECOND_OBJECT, "nan"),
+    ("malformed_box", lambda content, folder: content["annotations"][1].pop("bbox"), SECOND_OBJECT, "None"),
     ("negative_box", in_second(bbox=[30, 5, -20, 16]), SECOND_OBJECT, "[30, 5, -20, 16]"),
     ("zero_area_box", in_second(bbox=[30, 5, 0, 16]), SECOND_OBJECT, "[30, 5, 0, 16]"),
     ("box_outside", in_second(bbox=[70, 5, 20, 16]), SECOND_OBJECT, "[70, 5, 20, 16]"),
     ("box_beyond", in_second(bbox=[-7, 5, 37, 16]), SECOND_OBJECT, "[-7, 5, 37, 16]"),
+    ("tiny_box", in_second(bbox=[10, 5, 20, 0.5], segmentation=[[10, 5, 30, 5, 30, 5.5]]), SECOND_OBJECT, "20 x 0.5"),
+    ("repeated_object", add("annotations", id=21), {"image_id": 2, "annotation_id": 21}, "those of annotation id 20"),
     ("fraction_boxes", as_fractions, {}, "0.525"),
+    ("odd_area", in_second(area=-320), SECOND_OBJECT, "area -320"),
     ("no_mask", in_second(segmentation=[]), SECOND_OBJECT, ""),
     ("malformed_mask", in_second(segmentation=[["x"] * 6]), SECOND_OBJECT, "x"),
     ("malformed_mask", in_second(segmentation={"size": [HEIGHT, WIDTH], "counts": "0"}), SECOND_OBJECT, "2400"),
@@ -182,12 +193,16 @@ FLAWS = [
     ("mask_outside", in_second(bbox=[40, 5, 16, 16]), SECOND_OBJECT, "box [40, 5, 56, 21]"),
     ("empty_mask", in_second(segmentation=RLE_OF_NOTHING), SECOND_OBJECT, ""),
     ("empty_mask", in_second(segmentation=[[10, 5, 20, 5, 30, 5]]), SECOND_OBJECT, ""),
+    ("empty_mask", in_second(segmentation=[[10, 5, 20, 13, 30, 21]]), SECOND_OBJECT, ""),
     ("similar_classes", rename_class, {}, "'cat', 'Cat '"),
+    ("unused_classes", add("categories", id=3, name="cow"), {}, "1 of 3: 'cow'"),
+    ("no_annotations", lambda content, folder: content.pop("annotations"), {}, "it has no list 'annotations'"),
 ]
 # Of two sets, and those that the readers of other formats find (their tests show them).
 ELSEWHERE = {
     "shared_image", "class_names", "missing_classes", "class_ids", "truth_score", "unreadable_set", "corner_boxes",
-    "image_name", "no_size", "missing_annotation", "unreadable_annotation", "mask_file", "mask_object",
+    "image_name", "missing_annotation", "unreadable_annotation", "mask_file", "mask_object",
+    "no_images",
 }
 
 
@@ -225,10 +240,9 @@ def test_a_clean_set_is_quiet(tmp_path):
     assert "No problems found." in text and "check.json" not in text
 
 
-def test_a_set_without_images_is_quiet(tmp_path):
+def test_a_set_without_images_cannot_be_trained_on(tmp_path):
     report = check(SetToCheck("", draw(tmp_path, content_of(num_images=0))), score_truth=lambda annotations: None)
-    assert found(report) == [] and report.sets[0].num_images == 0
-    assert "No problems found." in format_report(report)
+    assert [problem.kind for problem in found(report)] == ["no_images"] and report.exit_code == 1
 
 
 def test_no_set_gives_an_empty_report():
@@ -238,8 +252,10 @@ def test_no_set_gives_an_empty_report():
 
 def test_masks_are_only_required_where_they_are_trained_but_looked_at_always(tmp_path):
     assert found(check_one(tmp_path / "a", in_second(segmentation=None), with_masks=False)) == []
-    (problem,) = found(check_one(tmp_path / "b", in_second(segmentation=RLE_OF_NOTHING), with_masks=False))
-    assert problem.kind == "empty_mask"
+    report = check_one(tmp_path / "b", in_second(segmentation=RLE_OF_NOTHING), with_masks=False)
+    assert [problem.kind for problem in found(report)] == ["empty_mask"]
+    assert report.exit_code == 0 and report_to_json(report)["kinds"][0]["severity"] == "warning"
+    assert "Masks are not trained (MODE_MASK=False)" in (text := format_report(report)) and "Warning: mask wi" in text
 
 
 def test_a_set_without_any_mask_is_told_once(tmp_path):
@@ -252,8 +268,34 @@ def test_a_set_without_any_mask_is_told_once(tmp_path):
 
 
 def test_images_without_truth_are_not_told_to_be_without_objects(tmp_path):
-    report = check_one(tmp_path, lambda content, folder: content.pop("annotations"), score_truth=pytest.fail)
-    assert found(report) == []
+    read = draw(tmp_path, content_of(), lambda content, folder: content.pop("annotations"))
+    assert found(check(SetToCheck("", read, "validation"), score_truth=pytest.fail)) == []
+
+
+
+def test_objects_of_an_image_that_is_left_out_are_told_with_it(tmp_path):
+    def without_size_and_photo(content, folder):
+        set_image(height=0)(content, folder)
+        (folder / "2.jpg").unlink()
+
+    (problem,) = found(check_one(tmp_path, without_size_and_photo))
+    assert (problem.kind, problem.image_id, problem.file) == ("missing_image", 2, str(tmp_path / "2.jpg"))
+
+
+def test_a_name_as_windows_writes_it_is_found(tmp_path):
+    def move(content, folder):
+        (folder / "photos").mkdir()
+        rename_second("photos/2.jpg")(content, folder)
+        set_image(file_name="photos\\2.jpg")(content, folder)
+
+    assert found(check_one(tmp_path, move)) == []
+
+
+def test_only_sets_to_train_on_must_use_all_classes(tmp_path):
+    first, second = two_sets(tmp_path, add("categories", id=3, name="cow"))
+    assert [problem.kind for problem in found(check(second))] == []
+    both = found(check(second, first, SetToCheck("", first.read, "training")))
+    assert "unused_classes" not in [problem.kind for problem in both]
 
 
 def test_boxes_written_as_corners_are_pointed_out(tmp_path):
@@ -282,7 +324,9 @@ def test_a_set_that_cannot_be_read_is_told_and_the_others_are_checked(tmp_path):
     assert report.exit_code == 1
 
 
-@pytest.mark.parametrize("score, detail", [(1.0, None), (None, None), (0.98, "AP 0.9800"), (ValueError("why"), "why")])
+@pytest.mark.parametrize("score, detail", [
+    (1.0, None), (None, None), (0.98, "AP 0.980000"), (1 - 1e-5, "AP 0.999990"), (ValueError("why"), "why"),
+])
 def test_the_truth_must_score_one(tmp_path, score, detail):
     def score_truth(annotations):
         assert annotations.categories.names == ("cat", "dog")

@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
@@ -14,12 +15,19 @@ from FasterRCNN.datasets.problems import Problems
 from FasterRCNN.structures import Categories
 
 SQUARE = [10, 10, 30, 10, 30, 30, 10, 30]
+IMAGE = {"id": 5, "file_name": "5.jpg", "height": 40, "width": 60}
 CATEGORIES = [{"id": 90, "name": "car"}, {"id": 0, "name": "cat"}, {"id": 7, "name": "dog"}]
 
 
 def annotate(annotation_id=1, **changes):
-    usual = {"id": annotation_id, "image_id": 5, "category_id": 7, "bbox": [10, 10, 20, 20], "segmentation": [SQUARE]}
-    return {**usual, "iscrowd": 0, **changes}
+    """An object whose box tells its id; see ids_of."""
+    number = annotation_id if isinstance(annotation_id, int) else 0
+    usual = {"id": annotation_id, "image_id": 5, "category_id": 7, "iscrowd": 0}
+    return {**usual, "bbox": [10, 10, 20, 20 + number / 16], "segmentation": [SQUARE], **changes}
+
+
+def ids_of(record):
+    return ((record.boxes[:, 3] - 30) * 16).tolist()
 
 
 @pytest.fixture
@@ -67,7 +75,7 @@ def test_images_keep_their_order_and_ids_become_labels(write, tmp_path):
     assert first.file_name == str(tmp_path / "images" / "5.jpg")
     assert (first.height, first.width) == (40, 60)
     assert first.labels.tolist() == [3, 2]
-    assert first.annotation_ids.tolist() == [1, 3]
+    assert ids_of(first) == [1, 3]
     assert last.labels.tolist() == [1]
     assert len(empty) == 0 and empty.boxes.shape == (0, 4) and empty.segmentations == []
 
@@ -126,7 +134,7 @@ def test_fractions_of_the_image(write):
 )
 def test_malformed_boxes_are_dropped(write, bbox):
     record = load_dataset(write([annotate(1, bbox=bbox), annotate(2)])).records[0]
-    assert record.annotation_ids.tolist() == [2]
+    assert ids_of(record) == [2]
     assert len(record.labels) == len(record.is_crowd) == len(record.segmentations) == 1
 
 
@@ -134,7 +142,7 @@ def test_one_warning_of_each_kind_counts_what_is_left_out_and_names_the_first(wr
     flawed = [annotate(4), annotate(1, bbox=[1, 1, 0, 0]), annotate(5, bbox=[1, 1, 5, 0]), annotate(3, image_id=99)]
     spec = write([*flawed, annotate(2, segmentation=[[1, 1, 2, 2]])])
     with caplog.at_level(logging.WARNING):
-        assert load_dataset(spec).records[0].annotation_ids.tolist() == [4]
+        assert ids_of(load_dataset(spec).records[0]) == [4]
     homeless, boxes, masks = (record.getMessage() for record in caplog.records)
     assert "left out 1 x object of an image that is not listed, the first: image id 99, annotation id 3" in homeless
     assert "a.json: left out 2 x box without area, the first: image id 5, annotation id 1, bbox" in boxes
@@ -152,7 +160,7 @@ def test_errors_stop_the_run_where_that_is_wanted(write):
 @pytest.mark.parametrize("nothing", [None, []])
 def test_objects_without_masks_are_left_out_where_masks_are_needed(write, nothing, caplog):
     spec = write([annotate(1, iscrowd=1, segmentation=nothing), annotate(8, segmentation=nothing), annotate(9)])
-    assert load_dataset(spec, masks_required=True).records[0].annotation_ids.tolist() == [1, 9]
+    assert ids_of(load_dataset(spec, masks_required=True).records[0]) == [1, 9]
     assert "left out 1 x object without a mask, the first: image id 5, annotation id 8" in caplog.text
     for with_masks in (True, False):
         assert load_dataset(spec, with_masks=with_masks).records[0].segmentations[:2] == [None, None]
@@ -219,9 +227,9 @@ def test_categories_that_differ_are_named(write):
 )
 def test_an_object_that_cannot_be_used_is_left_out(write, caplog, annotation, kind, detail):
     spec = write([annotation, annotate(2)])
-    assert load_dataset(spec).records[0].annotation_ids.tolist() == [2]
+    assert ids_of(load_dataset(spec).records[0]) == [2]
     assert detail in caplog.text
-    with_boxes_alone = load_dataset(spec, with_masks=False).records[0].annotation_ids.tolist()
+    with_boxes_alone = ids_of(load_dataset(spec, with_masks=False).records[0])
     assert with_boxes_alone == ([1, 2] if kind in ("rle_size", "malformed_mask", "short_polygon") else [2])
 
 
@@ -230,6 +238,7 @@ def test_an_object_that_cannot_be_used_is_left_out(write, caplog, annotation, ki
     [
         ({"id": 3}, r"a\.json, annotations\[0\]: no 'image_id' in {'id': 3}"),
         (annotate(category_id="7"), r"a\.json, annotations\[0\]: category_id is '7', not a whole number"),
+        (annotate([3]), r"annotations\[0\]: id is '\[3\]', not a whole number or text"),
         (annotate(image_id=[5]), r"annotations\[0\]: image_id is '\[5\]', not a whole number or text"),
         (7, r"annotations\[0\]: no 'image_id' in 7"),
     ],
@@ -237,6 +246,51 @@ def test_an_object_that_cannot_be_used_is_left_out(write, caplog, annotation, ki
 def test_an_annotation_out_of_format_is_named(write, annotation, message):
     with pytest.raises(ValueError, match=message):
         load_dataset(write([annotation]))
+
+
+@pytest.mark.parametrize("entry, place", [
+    ({"id": 3, "category_id": 7}, "annotation id 3, annotations[1]: no 'image_id'"),
+    (annotate(4, category_id=None), "image id 5, annotation id 4, annotations[1]: category_id is 'None'"),
+    (annotate([3]), "image id 5, annotations[1]: id is '[3]'"),
+    (7, "annotations[1]: no 'image_id' in 7"),
+])
+def test_one_annotation_out_of_format_of_several_is_left_out(write, caplog, entry, place):
+    spec = write([annotate(1), entry])
+    assert len(load_dataset(spec).records[0]) == 1
+    assert f"left out 1 x entry of an annotation file that is out of format, the first: {place}" in caplog.text
+    with pytest.raises(ValueError, match=r"a\.json: 1 x entry of an annotation file"):
+        load_dataset(spec, stop_on_error=True)
+
+
+def test_one_image_out_of_format_is_left_out_with_its_objects(write, tmp_path):
+    spec = write([annotate(1), annotate(2, image_id=6)], images=[IMAGE, IMAGE | {"id": 6, "width": "60"}])
+    assert [record.image_id for record in load_dataset(spec).records] == [5]
+    problems = Problems("a.json")
+    list(read_coco(tmp_path / "a.json", tmp_path / "images", name="a").read_images(problems))
+    assert [(problem.kind, problem.image_id) for problem in problems] == [("malformed_entry", 6)]
+
+
+@pytest.mark.parametrize("size", [{}, {"width": 60}, {"width": None, "height": None}, {"width": 0, "height": 0}])
+def test_an_image_of_unknown_size_is_measured(write, tmp_path, size):
+    images = [{"id": i, "file_name": f"{i}.jpg", **size} for i in (5, 6)]
+    spec = write([annotate(1), annotate(2, image_id=6)], images=images)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 60)).save(tmp_path / "images" / "5.jpg", exif=exif)
+    (record,) = load_dataset(spec).records
+    assert (record.image_id, record.width, record.height) == (5, 60, 40)
+    problems = Problems("a.json")
+    list(read_coco(tmp_path / "a.json", tmp_path / "images", name="a").read_images(problems))
+    assert [(problem.kind, problem.image_id) for problem in problems] == [("no_size", 5), ("missing_image", 6)]
+
+
+@pytest.mark.parametrize("listed, used, detail", [
+    (5, "5", "5 is listed as a number"), ("5", 5, "'5' is listed as text"), (5, "6", ""), ("a", 5, "")])
+def test_ids_that_are_numbers_here_and_text_there_are_pointed_out(write, tmp_path, listed, used, detail):
+    write([annotate(1, image_id=used)], images=[IMAGE | {"id": listed}])
+    problems = Problems("a.json")
+    list(read_coco(tmp_path / "a.json", tmp_path / "images", name="a").read_images(problems))
+    assert [(problem.kind, problem.detail) for problem in problems] == [("unknown_image", detail)]
 
 
 def test_a_flat_segmentation_is_one_polygon(write):
@@ -251,8 +305,7 @@ def test_one_bad_polygon_of_several_goes_alone(write):
 
 
 def test_annotation_ids_need_not_be_numbers(write):
-    record = load_dataset(write([annotate("ann-1"), annotate(None), annotate(3)])).records[0]
-    assert record.annotation_ids.tolist() == [-1, -1, 3]
+    assert len(load_dataset(write([annotate("ann-1"), annotate(None), annotate(3)])).records[0]) == 3
 
 
 def test_ids_used_twice_are_problems_of_the_file(write, tmp_path):
@@ -265,17 +318,15 @@ def test_ids_used_twice_are_problems_of_the_file(write, tmp_path):
     assert {(p.kind, p.image_id, p.annotation_id) for p in problems} == {("annotation_id", 5, 1), ("image_id", 5, None)}
 
 
-IMAGE = {"id": 5, "file_name": "5.jpg", "height": 40, "width": 60}
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"images": [3]}, r"a\.json, images\[0\]: no 'id' in 3"),
-        ({"images": [IMAGE | {"width": None}]}, r"a\.json, images\[0\]: width is 'None', not a whole number of pixels"),
-        ({"images": [IMAGE | {"height": 0}]}, r"images\[0\]: height is '0', not a whole number of pixels"),
+        ({"images": [IMAGE | {"width": "60"}]}, r"a\.json, images\[0\]: width is '60', not a whole number of pixels"),
+        ({"images": [IMAGE | {"height": -1}]}, r"images\[0\]: height is '-1', not a whole number of pixels"),
         ({"images": [IMAGE | {"file_name": None}]}, r"images\[0\]: file_name is 'None', not text"),
         ({"images": [IMAGE, IMAGE | {"id": "5"}]}, "some image ids are numbers, others text"),
+        ({"categories": [{"id": 1, "name": None}]}, r"categories\[0\]: name is 'None', not a name"),
         ({"categories": ["cat"]}, r"a\.json, categories\[0\]: no 'id' in cat"),
         ({"categories": [*CATEGORIES, {"id": "1", "name": "x"}]}, r"categories\[3\]: id is '1', not a whole number"),
     ],

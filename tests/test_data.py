@@ -17,7 +17,7 @@ import pytest
 import data
 from data import TRAIN_INPUTS, BatchOrder, make_train_batches, make_train_dataflow, train_inputs
 from FasterRCNN.engine.prefetch import DataError
-from FasterRCNN.imaging.augment import unpack_mask
+from FasterRCNN.imaging.mask_crops import unpack_mask
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(64, 96), (96, 64), (50, 100), (70, 70), (64, 96), (90, 60), (64, 80)]  # height, width
@@ -47,12 +47,12 @@ def folder(tmp_path):
     crowd = {"id": 50, "image_id": 100, "category_id": 9, "bbox": [0, 0, 90, 60], "iscrowd": 1, "segmentation": whole}
     categories = [{"id": 4, "name": "left"}, {"id": 9, "name": "right"}]
     content = {"images": images, "annotations": [*annotations, crowd], "categories": categories}
-    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (tmp_path / "marks.json").write_text(json.dumps(content))
     return tmp_path
 
 
 def spec_of(folder):
-    return f"{folder / 'instances.json'}:{folder / 'images'}"
+    return f"{folder / 'marks.json'}:{folder / 'images'}"
 
 
 @pytest.fixture
@@ -166,12 +166,12 @@ def test_boxes_and_masks_follow_the_picture(cfg):
 
 
 def test_masks_are_mirrored_with_the_picture(cfg, folder):
-    content = json.loads((folder / "instances.json").read_text())
+    content = json.loads((folder / "marks.json").read_text())
     for annotation in content["annotations"]:
         if not annotation["iscrowd"]:
             x1, y1, x2, _, _, y2 = annotation["segmentation"][0][:6]
             annotation["segmentation"] = [[x1, y1, (x1 + x2) / 2, y1, (x1 + x2) / 2, y2, x1, y2]]
-    (folder / "instances.json").write_text(json.dumps(content))
+    (folder / "marks.json").write_text(json.dumps(content))
     batches = batches_of(cfg)
     seen = set()
     for step in range(10):
@@ -193,10 +193,10 @@ def test_c4_pads_only_to_the_largest_of_the_step(cfg):
 
 
 def test_without_masks_segmentations_are_not_needed(cfg, folder):
-    content = json.loads((folder / "instances.json").read_text())
+    content = json.loads((folder / "marks.json").read_text())
     for annotation in content["annotations"]:
         del annotation["segmentation"]
-    (folder / "instances.json").write_text(json.dumps(content))
+    (folder / "marks.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match="none of its 12 objects has a mask; .*MODE_MASK=False"):
         batches_of(cfg)
     cfg.MODE_MASK = False
@@ -207,7 +207,7 @@ def test_without_masks_segmentations_are_not_needed(cfg, folder):
 def test_images_without_objects_are_left_out_or_kept(cfg, caplog):
     with caplog.at_level(logging.INFO):
         batches = batches_of(cfg)
-    assert "instances: left out 1 images without objects" in caplog.text
+    assert "marks: left out 1 images without objects" in caplog.text
     assert EMPTY_IMAGE not in {int(batches(step)[-2][0]) for step in range(batches.order.batches_per_pass)}
     cfg.DATA.FILTER_EMPTY_ANNOTATIONS = False
     batches = batches_of(cfg)
@@ -217,16 +217,16 @@ def test_images_without_objects_are_left_out_or_kept(cfg, caplog):
 
 
 def test_nothing_but_empty_images_is_an_error(cfg, folder):
-    content = json.loads((folder / "instances.json").read_text())
-    (folder / "instances.json").write_text(json.dumps({**content, "annotations": []}))
-    with pytest.raises(ValueError, match="instances: none of its 7 images has an object to train on"):
+    content = json.loads((folder / "marks.json").read_text())
+    (folder / "marks.json").write_text(json.dumps({**content, "annotations": []}))
+    with pytest.raises(ValueError, match="marks: none of its 7 images has an object to train on"):
         batches_of(cfg)
 
 
 def test_slots_grow_by_eights(cfg, folder):
-    content = json.loads((folder / "instances.json").read_text())
+    content = json.loads((folder / "marks.json").read_text())
     content["annotations"] = [{**content["annotations"][0], "id": i, "image_id": 102} for i in range(11)]
-    (folder / "instances.json").write_text(json.dumps(content))
+    (folder / "marks.json").write_text(json.dumps(content))
     datum = named(cfg, batches_of(cfg)(0))
     assert datum["gt_labels"].tolist() == [[1] * 11 + [0] * 5]
     assert datum["gt_masks"].shape == (1, 16, 112, 14)
@@ -263,7 +263,7 @@ def test_a_bad_image_stops_the_run_where_that_is_wanted(cfg, folder, break_file,
     break_file(folder / "images" / "2.png")
     flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0)
     flow.reset_state()
-    with pytest.raises(DataError, match=rf"^instances, image id 102: .*2\.png.*{message}"):
+    with pytest.raises(DataError, match=rf"^marks, image id 102: .*2\.png.*{message}"):
         list(itertools.islice(flow, 6))
 
 
@@ -283,7 +283,7 @@ def test_a_bad_image_is_replaced_and_counted(cfg, folder, num_workers, caplog):
             assert index == planned if planned != 2 else index != 2
     assert any(2 in indices for indices in used)
     assert flow.bad_images.count == 1 and 2 in flow.bad_images
-    assert num_workers or caplog.text.count("replaced by another image: instances, image id 102: ") == 1
+    assert num_workers or caplog.text.count("replaced by another image: marks, image id 102: ") == 1
     again = make_train_dataflow(cfg, dataset, ims_per_gpu=2, seed=0)
     again.reset_state()
     assert_same(itertools.islice(again, 12), datapoints)
@@ -383,7 +383,7 @@ def test_stats_counts_by_class(folder):
     result = run("--stats", spec_of(folder))
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines()]
-    assert "instances: 7 images, 1 of them without objects" in result.stdout
+    assert "marks: 7 images, 1 of them without objects" in result.stdout
     assert ["4", "left", "6", "0", "0", "6"] in lines
     assert ["9", "right", "6", "0", "1", "6"] in lines
     assert ["all", "12", "0", "1", "7"] in lines
@@ -406,6 +406,23 @@ def test_show_draws_boxes_alone(folder, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert len(list((tmp_path / "shown").iterdir())) == 1
+
+
+def test_show_goes_on_past_images_that_cannot_be_read(folder, tmp_path):
+    for number in range(1, 4):
+        break_truncated(folder / "images" / f"{number}.png")
+    result = run(
+        "--show", spec_of(folder), "--output-dir", tmp_path / "shown", "--num", "6", "--config", "DATA.ON_ERROR=stop"
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(list((tmp_path / "shown").iterdir())) == 6
+    assert "replaced by another image: marks, image id " in result.stderr
+
+
+def test_check_prints_before_it_writes(folder):
+    result = run("--check", spec_of(folder), "--output", folder / "marks.json" / "check.json")
+    assert result.returncode == 2 and "marks.json" in result.stderr
+    assert "used for" in result.stdout
 
 
 def test_draw_writes_a_set_that_loads(tmp_path):

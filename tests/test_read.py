@@ -6,6 +6,7 @@ import zlib
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from FasterRCNN.imaging.read import read_image, read_record_image
 from FasterRCNN.structures import ImageRecord
@@ -32,6 +33,12 @@ def test_grey_and_transparent_pictures_become_bgr(tmp_path):
     ]:
         cv2.imwrite(str(tmp_path / name), photo)
         assert read_image(tmp_path / name).shape == (40, 60, 3)
+
+
+def test_a_gif_is_read(tmp_path):
+    image = Image.fromarray(make_photo()[..., ::-1]).quantize(16)
+    image.save(tmp_path / "a.gif")
+    np.testing.assert_array_equal(read_image(tmp_path / "a.gif"), np.asarray(image.convert("RGB"))[..., ::-1])
 
 
 def test_a_palette_becomes_bgr(tmp_path):

@@ -19,7 +19,6 @@ def make_record(image_id=3, objects=3):
         boxes=rng.random((objects, 4)).astype(np.float32),
         labels=np.arange(1, objects + 1, dtype=np.int32),
         is_crowd=np.arange(objects) % 2 == 1,
-        annotation_ids=np.arange(objects) + 2**40,
         is_difficult=np.arange(objects) % 3 == 1,
         source="mine",
         segmentations=[kinds[i % 3] for i in range(objects)],
@@ -29,7 +28,7 @@ def make_record(image_id=3, objects=3):
 def assert_same(record, other):
     for name in ("image_id", "file_name", "source", "height", "width"):
         assert getattr(record, name) == getattr(other, name)
-    for name in ("boxes", "labels", "is_crowd", "is_difficult", "annotation_ids"):
+    for name in ("boxes", "labels", "is_crowd", "is_difficult"):
         mine, theirs = getattr(record, name), getattr(other, name)
         assert mine.dtype == theirs.dtype
         np.testing.assert_array_equal(mine, theirs)

@@ -31,12 +31,6 @@ def test_categories_refuse_a_wrong_number_of_ids_and_repeated_ids():
         Categories(names=("a", "b", "c"), ids=(4, 1, 4))
 
 
-def test_differences_name_each_id_that_is_not_shared():
-    mine = Categories(names=("cat", "dog", "car"), ids=(1, 2, 3))
-    assert mine.differences(mine) == []
-    assert mine.differences(Categories(names=("cat", "wolf"), ids=(1, 2))) == ["id 2: dog / wolf", "id 3: car / -"]
-
-
 def test_lengths_count_objects_and_images():
     assert len(ImageRecord("a", "a.jpg", 1, 1)) == 0
     assert len(ImageRecord("a", "a.jpg", 1, 1, boxes=np.zeros((4, 4)))) == 4

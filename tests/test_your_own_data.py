@@ -112,6 +112,11 @@ def test_the_page_has_its_commands():
     ]
 
 
+@pytest.mark.parametrize("key", ["DATA.CATALOG", "DATA.METRIC", "PREPROC.AUGMENT"])
+def test_the_commands_use_the_keys_that_the_page_explains(key):
+    assert any(f"{key}=" in command for command in COMMANDS)
+
+
 def test_each_command_succeeds(outputs):
     for line, (status, stdout, stderr) in outputs.items():
         wanted = 1 if line.startswith("data.py --check voc") else 0  # the box without area

@@ -248,7 +248,7 @@ def compare_loss(result, name, ours, reference):
 
 def training_inputs(train_case, pad_multiple, cfg):
     """Return the arrays of a training step, as the loader makes them, of a case's image and objects."""
-    from FasterRCNN.imaging.augment import crop_masks, pack_mask
+    from FasterRCNN.imaging.mask_crops import crop_masks, pack_mask
     from FasterRCNN.masks import Masks
 
     image, image_size = pad_image(train_case["image_bgr"], pad_multiple)

@@ -19,7 +19,8 @@ from FasterRCNN.datasets.records import PackedRecords
 from FasterRCNN.structures import Categories, Dataset, ImageRecord
 
 __all__ = [
-    "Annotations", "RawImage", "RawObject", "SoundObject", "finite_box", "mask_extent", "sound_objects", "to_dataset",
+    "Annotations", "RawImage", "RawObject", "SoundObject", "finite_box", "is_area", "mask_extent", "sound_objects",
+    "to_dataset",
 ]
 
 FAR_BEYOND = 1.0  # pixels; labelling tools round
@@ -104,7 +105,8 @@ def sound_objects(
     for raw in image.objects:
         note = _Note(problems, image, raw)
         if raw.category_id not in categories.by_id:
-            note("unknown_category", f"category id {raw.category_id!r}")
+            named = "no class is named" if raw.category_id is None else f"category id {raw.category_id!r}"
+            note("unknown_category", named)
             continue
         if (bbox := finite_box(raw.bbox)) is None:
             note("malformed_box", f"bbox {str(raw.bbox)[:100]}")
@@ -149,6 +151,11 @@ def finite_box(bbox: object) -> tuple[float, ...] | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return (x, y, w, h) if not isinstance(bbox, str) and math.isfinite(x + y + w + h) else None
+
+
+def is_area(value: object) -> bool:
+    """Whether an object can have this area; COCO's rules ignore one of less than 0, which some exporters write."""
+    return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
 
 
 def _usable_box(bbox: tuple[float, ...], image: RawImage, note: _Note) -> tuple[float, ...] | None:
@@ -266,13 +273,20 @@ def mask_extent(segmentation: list[np.ndarray] | dict) -> np.ndarray:
 def _mask_meets_box(segmentation: list[np.ndarray] | dict, bbox: tuple[float, ...], note: _Note) -> bool:
     """Whether a mask has a part in its box; noted where not."""
     x1, y1, x2, y2 = extent = mask_extent(segmentation).tolist()
-    if x1 >= x2 or y1 >= y2:
+    if x1 >= x2 or y1 >= y2 or isinstance(segmentation, list) and all(map(_is_line, segmentation)):
         return bool(note("empty_mask"))
     x, y, w, h = bbox
     if x2 <= x or y2 <= y or x1 >= x + w or y1 >= y + h:
         box = _numbers((x, y, x + w, y + h))
         return bool(note("mask_outside", f"mask within {_numbers(extent)}, box {box} (x1, y1, x2, y2)"))
     return True
+
+
+def _is_line(points: np.ndarray) -> bool:
+    """Whether a polygon's points lie on one straight line: mostly told by the first three."""
+    (x1, y1), (x2, y2), (x3, y3) = points[:3].tolist()
+    is_corner = (x2 - x1) * (y3 - y1) != (x3 - x1) * (y2 - y1)
+    return not is_corner and np.linalg.matrix_rank(points - points[0]) < 2
 
 
 # ---------------------------------------------------------------- records
@@ -313,7 +327,6 @@ def to_dataset(
 
 
 def _record(image: RawImage, objects: list[SoundObject], categories: Categories, source: str) -> ImageRecord:
-    ids = [entry.raw.annotation_id for entry in objects]
     return ImageRecord(
         image_id=image.image_id,
         file_name=image.file_name,
@@ -323,7 +336,6 @@ def _record(image: RawImage, objects: list[SoundObject], categories: Categories,
         labels=np.array([categories.label_of_id(entry.raw.category_id) for entry in objects], np.int32),
         is_crowd=np.array([entry.raw.is_crowd for entry in objects], bool),
         is_difficult=np.array([entry.raw.is_difficult for entry in objects], bool),
-        annotation_ids=np.array([number if isinstance(number, int) else -1 for number in ids], np.int64),
         segmentations=[entry.segmentation for entry in objects],
         source=source,
     )

@@ -26,6 +26,7 @@ from typing import IO
 
 import numpy as np
 
+from FasterRCNN.datasets.image_size import SIZE_PROBLEMS
 from FasterRCNN.datasets.problems import KINDS, Problem, Problems
 from FasterRCNN.datasets.records import PackedRecords
 from FasterRCNN.structures import Categories, Dataset
@@ -62,8 +63,8 @@ def cached_dataset(
 
     sources: the annotation files, told apart by path, size and time of change. key: what else the records follow from,
     as JSON can hold it. The errors among the problems are kept in the file and added to `problems` again; `reread` and
-    `user_datasets` are not kept. Without a folder, and for sources of less than MIN_SOURCE_BYTES together, nothing is
-    written.
+    `user_datasets` are not kept. Nothing is written without a folder, for sources of less than MIN_SOURCE_BYTES
+    together, and where sizes had to be read from photos, which may change.
 
     The first process reads while others wait for it. A damaged file is replaced with a warning; where the folder cannot
     be written the records stay in this process's memory, with a warning.
@@ -78,7 +79,10 @@ def cached_dataset(
             if (found := _find(path, full_key)) is None:  # else another process wrote it meanwhile
                 num_before = len(problems)
                 dataset = read(problems)
-                errors = [problem for problem in list(problems)[num_before:] if KINDS[problem.kind].is_error]
+                found_now = list(problems)[num_before:]
+                if any(problem.kind in SIZE_PROBLEMS for problem in found_now):
+                    return dataset
+                errors = [problem for problem in found_now if KINDS[problem.kind].is_error]
                 _write(path, full_key, dataset, errors)
                 written = _find(path, full_key)
                 return dataset if written is None else written[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 from FasterRCNN.datasets.annotations import Annotations, to_dataset
 from FasterRCNN.datasets.cache import cache_folder, cached_dataset
 from FasterRCNN.datasets.coco import read_coco
-from FasterRCNN.datasets.custom import catalog_names, read_custom
+from FasterRCNN.datasets.custom import catalog_entry, catalog_names, read_custom
 from FasterRCNN.datasets.problems import Problems
 from FasterRCNN.datasets.records import PackedRecords
 from FasterRCNN.datasets.voc import read_voc
@@ -30,6 +30,14 @@ COCO_IMAGE_FOLDERS = {
     "coco_minival2014": "val2014",
     "coco_valminusminival2014": "val2014",
 }
+# maskrcnn-benchmark's own classes, as a catalog names them: the form of spec for their files, and its arguments.
+BENCHMARK_FACTORIES = {
+    "COCODataset": ("{}:{}", ("ann_file", "root")),
+    "PascalVOCDataset": ("voc:{}:{}", ("data_dir", "split")),
+}
+# What labelling tools name their exports, whatever is in them.
+USUAL_NAMES = ("_annotations.coco", "annotations", "instances", "instances_default", "result")
+USUAL_FOLDERS, SPLIT_FOLDERS = ("annotations",), ("train", "valid", "val", "validation", "test")
 FORMS = "path/to/instances.json:path/to/images, voc:DIR:SPLIT"
 
 
@@ -44,10 +52,15 @@ def read_annotations(
     """The annotations of the data set that `spec` names.
 
     spec: a key of COCO_IMAGE_FOLDERS (files under `basedir`), `path/to/instances.json:path/to/images`, `voc:DIR:SPLIT`,
-    or a name in the user's own module `catalog`. absolute_coord=False: a COCO file's boxes are fractions of the image.
-    with_masks=False: masks that lie in files of their own (VOC) are not read. Raises ValueError for an unknown name,
-    FileNotFoundError for missing files, and what the format's reader raises.
+    or a name in the user's own module `catalog`, of a class there or of maskrcnn-benchmark's COCODataset or
+    PascalVOCDataset, whose files are read as those of the other forms. absolute_coord=False: a COCO file's boxes are
+    fractions of the image. with_masks=False: masks that lie in files of their own (VOC) are not read. Raises ValueError
+    for an unknown name, FileNotFoundError for missing files, and what the format's reader raises.
     """
+    name, spec = spec, _spec_of_entry(spec, catalog)
+    if spec != name:
+        in_files = read_annotations(spec, absolute_coord=absolute_coord, with_masks=with_masks)
+        return replace(in_files, name=name)
     if spec.startswith("voc:"):
         folder, _, split = spec.removeprefix("voc:").rpartition(":")
         return read_voc(Path(folder or split).expanduser(), split if folder else "", with_masks=with_masks)
@@ -111,10 +124,28 @@ def load_dataset(
 
 def _large_sources(spec: str, basedir: str | Path, catalog: str | Path) -> tuple[list[Path], list[str]]:
     """(annotation files, where images lie) of a set worth keeping in a file: COCO's format is one large file."""
+    spec = _spec_of_entry(spec, catalog)
     if spec.startswith("voc:") or (catalog and spec in catalog_names(catalog)):
         return [], []
     _, annotation_file, image_dir = _locate(spec, basedir, catalog)
     return [annotation_file], [str(image_dir), str(image_dir.resolve())]
+
+
+def _spec_of_entry(name: str, catalog: str | Path) -> str:
+    """What else names the files of a catalog's entry, where its factory is a class of maskrcnn-benchmark's own.
+
+    Any other name is given back. A class of that name in the user's module goes before.
+    """
+    if not catalog or name.startswith("voc:") or name not in catalog_names(catalog):
+        return name
+    factory, args = catalog_entry(name, catalog)
+    wanted = BENCHMARK_FACTORIES.get(factory) if isinstance(factory, str) else None
+    if wanted is None:
+        return name
+    form, keys = wanted
+    if not all(args.get(key) for key in keys):
+        raise ValueError(f"{catalog}: {name}: a {factory} has the args {' and '.join(keys)}, this one {args}")
+    return form.format(*(args[key] for key in keys))
 
 
 def _checked_dataset(
@@ -148,10 +179,16 @@ def _checked_dataset(
 
 
 def _check_image_folder(dataset: Dataset, source: str) -> None:
-    if len(dataset) and not dataset.user_datasets:
-        folder = Path(dataset.records[0].file_name).parent
-        if not folder.is_dir():
-            raise FileNotFoundError(f"{folder}: no such image folder (for {source})")
+    """Raises FileNotFoundError where none of the images' folders is there; single ones are missing images."""
+    if not len(dataset) or dataset.user_datasets:
+        return
+    missing: dict[Path, None] = {}
+    for record in dataset.records:
+        folder = Path(record.file_name).parent
+        if folder not in missing and folder.is_dir():
+            return
+        missing[folder] = None
+    raise FileNotFoundError(f"{next(iter(missing))}: no such image folder (for {source})")
 
 
 def join_datasets(datasets: Sequence[Dataset]) -> Dataset:
@@ -177,7 +214,13 @@ def align_categories(own: Categories, wanted: Categories, source: str) -> Catego
     if own.by_id.items() <= wanted.by_id.items():
         return wanted
     id_of_name = {name: category_id for category_id, name in own.by_id.items()}
-    if len(id_of_name) < len(own) or not id_of_name.keys() <= set(wanted.names):
+    if len(id_of_name) < len(own):
+        twice = sorted({name for name in own.names if own.names.count(name) > 1})
+        raise ValueError(
+            f"{source}: several of its classes are named alike, so that they cannot be matched by name: "
+            f"{', '.join(twice)}. Make them one class, or give each a name of its own"
+        )
+    if not id_of_name.keys() <= set(wanted.names):
         ours = [name for name in own.names if name not in wanted.names]
         theirs = [name for name in wanted.names if name not in own.names]
         raise ValueError(
@@ -219,4 +262,15 @@ def _locate(spec: str, basedir: str | Path, catalog: str | Path) -> tuple[str, P
             f"unknown data set {spec!r}: give one of {', '.join(COCO_IMAGE_FOLDERS)}, or your own as {FORMS}{own}"
         )
     annotation_path = Path(annotation_file).expanduser()
-    return annotation_path.stem, annotation_path, Path(image_dir).expanduser()
+    return _name_of(annotation_path), annotation_path, Path(image_dir).expanduser()
+
+
+def _name_of(annotation_file: Path) -> str:
+    """A set's name: its file's; where a tool names all alike its folder's, of a split with the folder above."""
+    if annotation_file.stem not in USUAL_NAMES:
+        return annotation_file.stem
+    folder = annotation_file.absolute().parent
+    if folder.name in USUAL_FOLDERS:
+        folder = folder.parent
+    names = [folder.parent.name, folder.name] if folder.name in SPLIT_FOLDERS else [folder.name]
+    return "_".join(filter(None, names)) or annotation_file.stem

@@ -18,20 +18,19 @@ import msgpack
 import numpy as np
 from tqdm import tqdm
 
-from FasterRCNN.datasets.annotations import Annotations, RawImage, SoundObject, finite_box, mask_extent, sound_objects
+from FasterRCNN.datasets.annotations import Annotations, sound_objects
+from FasterRCNN.datasets.check_objects import BoxHabits, check_objects
 from FasterRCNN.datasets.check_report import CheckedSet, CheckReport
 from FasterRCNN.datasets.custom import user_image
 from FasterRCNN.datasets.problems import Problem, Problems
-from FasterRCNN.imaging.inspect import UPRIGHT, ImageFacts, facts_of_pixels, inspect_image, suffix_format
+from FasterRCNN.imaging.header import UPRIGHT
+from FasterRCNN.imaging.inspect import ImageFacts, facts_of_pixels, inspect_image, suffix_format
 from FasterRCNN.structures import Categories
 
 __all__ = ["SetToCheck", "check_sets"]
 
 IMAGES_AT_ONCE = 16  # that a worker process reports on
-PERFECT_SCORE = 0.9999
-# How far a mask may leave its box: tools round, and draw boxes by hand.
-MASK_TOLERANCE, MASK_TOLERANCE_SHARE = 1.0, 0.02  # pixels; and of the box's side
-ENOUGH_BOXES, ENOUGH_BEYOND = 10, 0.1  # to tell how boxes are written; share of them that leaves the image
+PERFECT_SCORE = 1 - 1e-6
 NAMES_SHOWN = 5
 
 
@@ -58,11 +57,16 @@ def check_sets(
 ) -> CheckReport:
     """Everything that is wrong with the sets, which are compared with the first that can be read and with each other.
 
-    with_masks: every object must have one; masks that are there are looked at in any case. steps_in_order: the loop
-    over the images (FasterRCNN/engine/prefetch.py StepsInOrder), of `num_workers` processes. score_truth: the AP of a
-    set's own objects as if they were detections, which must be 1; None where there is nothing to score.
+    Those of the role "training", or without roles the first, must be fit to train on. with_masks: every object must
+    have one; masks that are there are looked at in any case, but what is wrong with them are warnings.
+    steps_in_order: the loop over the images (FasterRCNN/engine/prefetch.py StepsInOrder), of `num_workers` processes.
+    score_truth: the AP of a set's own objects as if they were detections, which must be 1; None where there is nothing
+    to score.
     """
-    examined = [_examine(to_check, with_masks, score_truth) for to_check in sets]
+    examined = [
+        _examine(to_check, to_check.role == "training" or not (number or to_check.role), with_masks, score_truth)
+        for number, to_check in enumerate(sets)
+    ]
     readable = [one for one in examined if one.categories is not None]
     for number, one in enumerate(readable):
         _look_for_similar_names(one)
@@ -73,7 +77,7 @@ def check_sets(
         _judge_image(one, photo, facts, folders)
         if not facts.problem:
             contents.add(one, photo, facts)
-    return CheckReport([one.checked for one in examined])
+    return CheckReport([one.checked for one in examined], with_masks=with_masks)
 
 
 class _Photo(NamedTuple):
@@ -103,7 +107,10 @@ class _Examined:
 
 
 def _examine(
-    to_check: SetToCheck, with_masks: bool, score_truth: Callable[[Annotations], float | None] | None
+    to_check: SetToCheck,
+    is_trained_on: bool,
+    with_masks: bool,
+    score_truth: Callable[[Annotations], float | None] | None,
 ) -> _Examined:
     """Looks at a set's annotations, which are let go of at the end: of large sets they take gigabytes."""
     checked = CheckedSet(to_check.spec, to_check.spec, to_check.role)
@@ -113,7 +120,7 @@ def _examine(
         checked.name, checked.source = annotations.name, annotations.source
         checked.class_names = annotations.categories.names
         one.categories, one.user_dataset = annotations.categories, annotations.user_dataset
-        _examine_entries(one, annotations, with_masks)
+        _examine_entries(one, annotations, is_trained_on, with_masks)
         if score_truth is not None and annotations.has_truth:
             _check_score(one, annotations, score_truth)
     except (OSError, ValueError) as error:
@@ -121,9 +128,9 @@ def _examine(
     return one
 
 
-def _examine_entries(one: _Examined, annotations: Annotations, with_masks: bool) -> None:
+def _examine_entries(one: _Examined, annotations: Annotations, is_trained_on: bool, with_masks: bool) -> None:
     of_entries, of_objects = Problems(annotations.source), []
-    habits, num_masks = _BoxHabits(), 0
+    habits, num_masks, used_ids = BoxHabits(), 0, set()
     images = annotations.read_images(of_entries)
     for image in tqdm(images, desc=f"annotations of {annotations.name}", unit=" images", delay=1, disable=None):
         one.photos.append(_Photo(image.image_id, image.file_name, image.height, image.width))
@@ -132,66 +139,29 @@ def _examine_entries(one: _Examined, annotations: Annotations, with_masks: bool)
         if annotations.has_truth and all(entry.is_crowd for entry in image.objects):
             found.add("no_objects", image_id=image.image_id, detail="crowd regions only" if image.objects else "")
         sound = sound_objects(image, annotations.categories, found, with_masks=True, masks_required=with_masks)
-        for entry in sound:
-            if entry.segmentation is not None:
-                num_masks += 1
-                _check_mask(entry, image, found)
+        check_objects(image, sound, found)
+        num_masks += sum(entry.segmentation is not None for entry in sound)
+        used_ids.update(entry.raw.category_id for entry in sound if not entry.raw.is_crowd)
         of_objects += found
         one.checked.num_images += 1
         one.checked.num_objects += len(image.objects)
+    if not one.checked.num_images:
+        one.note("no_images")
+    if is_trained_on and not annotations.has_truth:
+        one.note("no_annotations", "it has no list 'annotations'")
+    unused = [name for category_id, name in annotations.categories.by_id.items() if category_id not in used_ids]
+    if is_trained_on and unused and used_ids:
+        one.note("unused_classes", f"{len(unused)} of {len(annotations.categories)}: {_some(map(repr, unused))}")
     maskless = sum(problem.kind == "no_mask" for problem in of_objects)
     if maskless and not num_masks:
         of_objects = [problem for problem in of_objects if problem.kind != "no_mask"]
         one.note("no_mask", f"none of the set's {maskless:,} objects has one")
+    oddities = dict(habits.oddities())
+    if "fraction_boxes" in oddities:
+        of_objects = [problem for problem in of_objects if problem.kind != "tiny_box"]
     one.checked.problems += [*of_entries, *of_objects]
-    for kind, detail in habits.oddities():
+    for kind, detail in oddities.items():
         one.note(kind, detail)
-
-
-class _BoxHabits:
-    """Tells from all the boxes of a set when they are written in another form than x, y, width, height in pixels."""
-
-    def __init__(self) -> None:
-        self._num = self._num_beyond = 0
-        self._farthest = 0.0
-        self._may_be_corners = True
-
-    def add(self, image: RawImage) -> None:
-        for bbox in filter(None, (finite_box(entry.bbox) for entry in image.objects)):
-            x, y, w, h = bbox
-            self._num += 1
-            self._num_beyond += x + w > image.width + 1 or y + h > image.height + 1
-            self._farthest = max(self._farthest, x + w, y + h)
-            self._may_be_corners &= x < w <= image.width + 1 and y < h <= image.height + 1
-
-    def oddities(self) -> Iterator[tuple[str, str]]:
-        """Kinds of problems, with details."""
-        if self._num and 0 < self._farthest <= 1:
-            yield "fraction_boxes", f"none of the {self._num:,} boxes reaches beyond pixel {self._farthest:g}"
-        if self._num >= ENOUGH_BOXES and self._may_be_corners and self._num_beyond >= ENOUGH_BEYOND * self._num:
-            yield "corner_boxes", (
-                f"{self._num_beyond:,} of {self._num:,} boxes leave their image as x, y, width, height; none would as "
-                "x1, y1, x2, y2"
-            )
-
-
-def _check_mask(entry: SoundObject, image: RawImage, found: Problems) -> None:
-    x, y, w, h = entry.bbox
-    extent, box, side = mask_extent(entry.segmentation), np.array([x, y, x + w, y + h]), np.array([w, h])
-    beyond = np.maximum(box[:2] - extent[:2], extent[2:] - box[2:])
-    if (beyond > MASK_TOLERANCE + MASK_TOLERANCE_SHARE * side).any():
-        found.add(
-            "mask_beyond",
-            file=image.annotation_file,
-            image_id=image.image_id,
-            annotation_id=entry.raw.annotation_id,
-            detail=f"by {beyond.max():.4g} pixels: mask within {_corners(extent)}, box {_corners(box)} "
-            "(x1, y1, x2, y2)",
-        )
-
-
-def _corners(box: np.ndarray) -> str:
-    return "[" + ", ".join(f"{value:.5g}" for value in box) + "]"
 
 
 def _check_score(one: _Examined, annotations: Annotations, score_truth: Callable[[Annotations], float | None]) -> None:
@@ -201,7 +171,7 @@ def _check_score(one: _Examined, annotations: Annotations, score_truth: Callable
         one.note("truth_score", f"it cannot be scored: {error}")
         return
     if score is not None and score < PERFECT_SCORE:
-        one.note("truth_score", f"AP {score:.4f}")
+        one.note("truth_score", f"AP {score:.6f}")
 
 
 # ---------------------------------------------------------------- classes
@@ -296,6 +266,8 @@ def _judge_image(one: _Examined, photo: _Photo, facts: ImageFacts, folders: _Fol
         is_missing = facts.problem == "missing_image"
         one.note(facts.problem, folders.hint(photo.file_name) if is_missing else facts.detail, photo)
         return
+    if facts.damage:
+        one.note("damaged_image", facts.damage, photo)
     annotated = photo.height, photo.width
     if annotated not in (facts.shown, facts.stored):
         one.note("image_size", f"is {_size(facts.shown)}, annotated as {_size(annotated)} (width x height)", photo)
@@ -324,7 +296,7 @@ class _Folders:
 
     def hint(self, file_name: str) -> str:
         """A file that may be meant by a missing one: its name differs in case or suffix, or it lies further up."""
-        path = Path(file_name)
+        path = Path(file_name.replace("\\", "/"))  # as Windows writes it
         folder = next((folder for folder in path.parents if folder.is_dir()), Path())
         names = sorted(self._listing(folder).get(path.stem.casefold(), ()))
         names.sort(key=lambda name: name.casefold() != path.name.casefold())
@@ -336,7 +308,8 @@ class _Folders:
         if folder not in self._names:
             by_stem = self._names[folder] = defaultdict(list)
             for path in folder.iterdir():
-                by_stem[path.stem.casefold()].append(path.name)
+                if suffix_format(path):
+                    by_stem[path.stem.casefold()].append(path.name)
         return self._names[folder]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from FasterRCNN.datasets.problems import KINDS, Problem
+from FasterRCNN.datasets.problems import KINDS, MASK_KINDS, Problem
 
 __all__ = ["CheckReport", "CheckedSet", "format_report", "report_to_json"]
 
@@ -38,9 +38,18 @@ class CheckedSet:
 
 @dataclass
 class CheckReport:
-    """The sets in the order they were named."""
+    """The sets in the order they were named. with_masks=False: masks are not trained, and flawed ones are no errors."""
 
     sets: list[CheckedSet]
+    with_masks: bool = True
+
+    def is_error(self, kind: str) -> bool:
+        """Whether training cannot use what has this kind of problem."""
+        return KINDS[kind].is_error and (self.with_masks or kind not in MASK_KINDS)
+
+    def severity(self, kind: str) -> str:
+        """"error" or "warning"."""
+        return "error" if self.is_error(kind) else "warning"
 
     def by_kind(self) -> dict[str, list[tuple[CheckedSet, Problem]]]:
         """The problems of each kind that was found, errors first, then in the order of KINDS."""
@@ -49,11 +58,11 @@ class CheckReport:
             for problem in checked.problems:
                 groups[problem.kind].append((checked, problem))
         order = list(KINDS)
-        return {kind: groups[kind] for kind in sorted(groups, key=lambda k: (not KINDS[k].is_error, order.index(k)))}
+        return {kind: groups[kind] for kind in sorted(groups, key=lambda k: (not self.is_error(k), order.index(k)))}
 
     def count(self, *, is_error: bool) -> int:
         """How many errors, or warnings, there are."""
-        return sum(KINDS[problem.kind].is_error is is_error for one in self.sets for problem in one.problems)
+        return sum(self.is_error(problem.kind) is is_error for one in self.sets for problem in one.problems)
 
     @property
     def exit_code(self) -> int:
@@ -77,7 +86,7 @@ def report_to_json(report: CheckReport) -> dict:
             for one in report.sets
         ],
         "kinds": [
-            {"kind": kind, "title": KINDS[kind].title, "severity": _severity(kind), "count": len(found),
+            {"kind": kind, "title": KINDS[kind].title, "severity": report.severity(kind), "count": len(found),
              "advice": KINDS[kind].advice}
             for kind, found in report.by_kind().items()
         ],
@@ -85,7 +94,7 @@ def report_to_json(report: CheckReport) -> dict:
             {
                 "set": one.name,
                 "kind": kind,
-                "severity": _severity(kind),
+                "severity": report.severity(kind),
                 "file": problem.file,
                 "image_id": _plain(problem.image_id),
                 "annotation_id": _plain(problem.annotation_id),
@@ -95,10 +104,6 @@ def report_to_json(report: CheckReport) -> dict:
             for one, problem in found
         ],
     }
-
-
-def _severity(kind: str) -> str:
-    return "error" if KINDS[kind].is_error else "warning"
 
 
 def _plain(value: object) -> int | str | None:
@@ -117,8 +122,10 @@ def format_report(
     parts = [_sets_table(report.sets)]
     groups = report.by_kind()
     if groups:
-        parts.append(_kinds_table(groups, width))
-        parts += ["\n".join(_places(kind, found, most)) for kind, found in groups.items()]
+        parts.append(_kinds_table(report, groups, width))
+        parts += ["\n".join(_places(report.severity(kind), kind, found, most)) for kind, found in groups.items()]
+    if not report.with_masks and MASK_KINDS & groups.keys():
+        parts.append("Masks are not trained (MODE_MASK=False): what is wrong with them are warnings.")
     errors, warnings = (report.count(is_error=is_error) for is_error in (True, False))
     end = f"{_plural(errors, 'error')}, {_plural(warnings, 'warning')}" if groups else "No problems found."
     parts.append(end + (f"; all of them in {details_file}" if groups and details_file else ""))
@@ -134,10 +141,10 @@ def _sets_table(sets: Sequence[CheckedSet]) -> str:
     return tabulate(rows, headers, disable_numparse=True, colalign=("left", "left", "right", "right", "right"))
 
 
-def _kinds_table(groups: dict[str, list[tuple[CheckedSet, Problem]]], width: int) -> str:
+def _kinds_table(report: CheckReport, groups: dict[str, list[tuple[CheckedSet, Problem]]], width: int) -> str:
     wide = max(LEAST_WIDTH, (width - TITLE_WIDTH - NARROW_COLUMNS) // 2)
     rows = [
-        (KINDS[kind].title, _severity(kind), f"{len(found):,}", _first_place(found[0][1]), KINDS[kind].advice)
+        (KINDS[kind].title, report.severity(kind), f"{len(found):,}", _first_place(found[0][1]), KINDS[kind].advice)
         for kind, found in groups.items()
     ]
     return tabulate(
@@ -154,9 +161,9 @@ def _first_place(problem: Problem) -> str:
     return ", ".join(part for part in (file, problem.place) if part)
 
 
-def _places(kind: str, found: Sequence[tuple[CheckedSet, Problem]], most: int) -> Iterator[str]:
+def _places(severity: str, kind: str, found: Sequence[tuple[CheckedSet, Problem]], most: int) -> Iterator[str]:
     """A heading, then a line for each of the first problems; those of one file follow each other."""
-    yield f"{_severity(kind).capitalize()}: {KINDS[kind].title} ({len(found):,})"
+    yield f"{severity.capitalize()}: {KINDS[kind].title} ({len(found):,})"
     for _, problem in found[:most]:
         place = ", ".join(part for part in (problem.file, problem.place) if part)
         yield f"  {place}" + (f": {problem.detail}" if problem.detail else "")

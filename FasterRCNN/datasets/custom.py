@@ -26,7 +26,7 @@ from FasterRCNN.datasets.problems import Problems
 from FasterRCNN.imaging.read import to_8_bits
 from FasterRCNN.structures import BoxList, Categories
 
-__all__ = ["UserDataset", "catalog_names", "read_custom", "user_image"]
+__all__ = ["UserDataset", "catalog_entry", "catalog_names", "read_custom", "user_image"]
 
 BACKGROUND = "__background__"  # the first class name where labels are indices into the names
 
@@ -52,6 +52,24 @@ def read_custom(name: str, catalog_file: str | Path) -> Annotations:
 def catalog_names(catalog_file: str | Path) -> list[str]:
     """The names of the data sets in the user's module; raises what `read_custom` does for the module."""
     return list(_entries(str(catalog_file)))
+
+
+def catalog_entry(name: str, catalog_file: str | Path) -> tuple[Any, dict[str, Any]]:
+    """(factory, arguments) of a data set in the user's module; a factory given by its name is the module's, if there.
+
+    Raises what `read_custom` does for the module and the entry.
+    """
+    entries, place = _entries(str(catalog_file)), f"{catalog_file}: {name}"
+    if name not in entries:
+        raise ValueError(f"{catalog_file}: no data set {name!r}; there are {', '.join(entries) or 'none'}")
+    entry, args = _guarded(place, "finding it", entries[name]), {}
+    if isinstance(entry, Mapping):
+        if "factory" not in entry or not isinstance(entry.get("args", {}), Mapping):
+            raise ValueError(f'{place}: {dict(entry)!r} is not {{"factory": a class or its name, "args": {{...}}}}')
+        entry, args = entry["factory"], entry.get("args", {})
+    if isinstance(entry, str):
+        entry = vars(_import(str(catalog_file))).get(entry, entry)
+    return entry, dict(args)
 
 
 # ---------------------------------------------------------------- the module
@@ -91,23 +109,16 @@ def _import(catalog_file: str) -> ModuleType:
 
 @cache
 def _user_dataset(name: str, catalog_file: str) -> UserDataset:
-    entries, place = _entries(catalog_file), f"{catalog_file}: {name}"
-    if name not in entries:
-        raise ValueError(f"{catalog_file}: no data set {name!r}; there are {', '.join(entries) or 'none'}")
-    entry, args = _guarded(place, "finding it", entries[name]), {}
-    if isinstance(entry, Mapping):
-        if "factory" not in entry or not isinstance(entry.get("args", {}), Mapping):
-            raise ValueError(f'{place}: {dict(entry)!r} is not {{"factory": a class or its name, "args": {{...}}}}')
-        entry, args = entry["factory"], entry.get("args", {})
-    if isinstance(entry, str):
+    (factory, args), place = catalog_entry(name, catalog_file), f"{catalog_file}: {name}"
+    if isinstance(factory, str):
         members = vars(_import(catalog_file))
-        if entry not in members:
-            classes = ", ".join(key for key, member in members.items() if isinstance(member, type))
-            raise ValueError(f"{place}: its factory {entry!r} is not in the module, whose classes are: {classes}")
-        entry = members[entry]
-    if not callable(entry):
-        raise ValueError(f"{place}: {entry!r} is no class, no function without arguments, no dict of factory and args")
-    return UserDataset(name, catalog_file, _guarded(place, "making it", entry, **args))
+        classes = ", ".join(key for key, member in members.items() if isinstance(member, type))
+        raise ValueError(f"{place}: its factory {factory!r} is not in the module, whose classes are: {classes}")
+    if not callable(factory):
+        raise ValueError(
+            f"{place}: {factory!r} is no class, no function without arguments, no dict of factory and args"
+        )
+    return UserDataset(name, catalog_file, _guarded(place, "making it", factory, **args))
 
 
 def _guarded(place: str, what: str, function: Callable, *args: Any, **kwargs: Any) -> Any:

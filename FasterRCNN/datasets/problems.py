@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["KINDS", "Kind", "Problem", "Problems"]
+__all__ = ["KINDS", "MASK_KINDS", "Kind", "Problem", "Problems"]
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ KINDS: dict[str, Kind] = {
     "empty_image": _error("image file of zero bytes", "fetch or write it again"),
     "truncated_image": _error("truncated image file", "fetch or write it again"),
     "unreadable_image": _error("unreadable image file", "convert it to JPEG or PNG"),
+    "damaged_image": _warning("image file with a damaged part", "look at it, and fetch it again if a part is grey"),
     "image_size": _error("image of another size than annotated", "annotate the image as it is now"),
     "exif_rotation": _warning("image turned by its EXIF data", "check that it was annotated as it is shown"),
     "image_suffix": _warning("image file named as another format", "rename it to what it holds"),
@@ -48,6 +49,7 @@ KINDS: dict[str, Kind] = {
     # ---- entries ----
     "missing_annotation": _error("image without annotation file", "annotate it, or take it out of the split"),
     "unreadable_annotation": _error("unreadable annotation file", "export it again"),
+    "malformed_entry": _error("entry of an annotation file that is out of format", "export it again"),
     "image_id": _error("image id used twice", "give each image an id of its own"),
     "annotation_id": _warning("annotation id used twice", "number the annotations anew: other tools lose objects"),
     "unknown_image": _error("object of an image that is not listed", "list the image, or delete the object"),
@@ -59,8 +61,11 @@ KINDS: dict[str, Kind] = {
     "zero_area_box": _error("box without area", "draw it again, or delete it"),
     "box_outside": _error("box wholly outside the image", "delete it, or correct the image's size"),
     "box_beyond": _warning("box partly outside the image", "nothing needs doing: it is cut at the edge"),
+    "tiny_box": _warning("box under one pixel a side", "draw it again, or delete it"),
+    "repeated_object": _warning("object annotated twice", "delete one of them"),
     "fraction_boxes": _warning("boxes that look like fractions of the image", "try DATA.ABSOLUTE_COORD=False"),
     "corner_boxes": _warning("boxes that look like corners (x1, y1, x2, y2)", "write them as x, y, width, height"),
+    "odd_area": _warning("area that is no area", "export it again: scores use the area of the box instead"),
     # ---- masks ----
     "no_mask": _error("object without a mask", "draw its mask, or train boxes alone with MODE_MASK=False"),
     "malformed_mask": _error("mask that is neither polygons nor RLE", "export it again"),
@@ -70,16 +75,26 @@ KINDS: dict[str, Kind] = {
     "mask_beyond": _warning("mask that leaves its box", "check the box: the part outside is not trained"),
     "mask_outside": _error("mask wholly outside its box", "draw the box around the mask"),
     "empty_mask": _error("mask without area", "draw it again, or delete it"),
-    "mask_file": _error("unreadable mask file", "write it as a PNG of object numbers, with a palette or grey"),
+    "mask_file": _error("mask file that cannot be used", "write it as a PNG of object numbers, of the image's size"),
     "mask_object": _warning("mask of an object that is not annotated", "annotate the object, or clear its mask"),
     # ---- sets ----
     "unreadable_set": _error("data set that cannot be read", "mend it, or correct its name"),
+    "no_images": _error("set without images", "list its images, or correct its name"),
+    "no_annotations": _error("set without annotations", "export them too: there is nothing to train on"),
+    "unused_classes": _warning("classes without any object", "annotate some, or leave the classes out"),
     "class_names": _error("class that another set does not have", "use the same names in all sets"),
     "missing_classes": _warning("classes that only another set has", "nothing needs doing if none are in these images"),
     "class_ids": _warning("classes with other ids in another set", "nothing needs doing: they are matched by name"),
     "similar_classes": _warning("class names that look alike", "make them one class if they mean the same"),
     "truth_score": _error("the truth does not score AP 1.0 against itself", "look at the other problems first"),
 }
+
+
+# What training of boxes alone (MODE_MASK=False) does not look at.
+MASK_KINDS = frozenset({
+    "no_mask", "malformed_mask", "short_polygon", "flat_polygon", "rle_size", "mask_beyond", "mask_outside",
+    "empty_mask", "mask_file", "mask_object",
+})
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,6 @@ def _pack(record: ImageRecord) -> bytes:
             np.asarray(record.labels, np.int32).tobytes(),
             np.asarray(record.is_crowd, bool).tobytes(),
             np.asarray(record.is_difficult, bool).tobytes(),
-            np.asarray(record.annotation_ids, np.int64).tobytes(),
             [_pack_segmentation(segmentation) for segmentation in record.segmentations],
         ]
     )
@@ -96,9 +95,9 @@ def _pack(record: ImageRecord) -> bytes:
 def _unpack(packed: np.ndarray) -> ImageRecord:
     image_id, file_name, source, height, width, *arrays, segmentations = msgpack.unpackb(packed.data)
     # Copies, because np.frombuffer of bytes is read-only and a record is the caller's to change.
-    boxes, labels, is_crowd, is_difficult, annotation_ids = (
+    boxes, labels, is_crowd, is_difficult = (
         np.frombuffer(array, dtype).copy()
-        for array, dtype in zip(arrays, (np.float32, np.int32, bool, bool, np.int64), strict=True)
+        for array, dtype in zip(arrays, (np.float32, np.int32, bool, bool), strict=True)
     )
     return ImageRecord(
         image_id=image_id,
@@ -110,7 +109,6 @@ def _unpack(packed: np.ndarray) -> ImageRecord:
         labels=labels,
         is_crowd=is_crowd,
         is_difficult=is_difficult,
-        annotation_ids=annotation_ids,
         segmentations=[_unpack_segmentation(packed_one) for packed_one in segmentations],
     )
 

@@ -18,7 +18,9 @@ from PIL import Image
 from pycocotools import mask as mask_utils
 
 from FasterRCNN.datasets.annotations import Annotations, RawImage, RawObject
+from FasterRCNN.datasets.image_size import measured_size
 from FasterRCNN.datasets.problems import Problems
+from FasterRCNN.imaging.header import PILLOW_ERRORS
 from FasterRCNN.imaging.read import IMAGE_SUFFIXES
 from FasterRCNN.structures import Categories
 
@@ -29,8 +31,6 @@ BORDER = 255  # in mask files: between objects, or not to be counted
 _ANNOTATION_FOLDERS = ("annotations",)
 _IMAGE_FOLDERS = ("jpegimages", "images")
 _MASK_MODES = ("1", "L", "P", "I", "I;16")
-_EXIF_ORIENTATION, _EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def read_voc(folder: str | Path, split: str = "", *, with_masks: bool = True) -> Annotations:
@@ -178,13 +178,13 @@ def _read_images(
             photos.find(image_id, "", note)  # it has its annotation file
             continue
         photo = photos.find(image_id, _text(root, "filename"), note)
-        size = _annotated_size(root.find("size")) or _measured_size(photo, note)
+        size = _annotated_size(root.find("size")) or measured_size(photo, note)
         if size is None:
             continue
         objects = [_object(entry, number, category_ids) for number, entry in enumerate(root.iterfind("object"), 1)]
-        if with_masks:
-            _add_masks(objects, layout.mask_folder / f"{image_id}.png", note)
         width, height = size
+        if with_masks:
+            _add_masks(objects, layout.mask_folder / f"{image_id}.png", (height, width), note)
         yield RawImage(image_id, str(photo), height, width, objects, annotation_file=str(file))
     if layout.split_file is None:
         for photo in photos.unused():
@@ -272,20 +272,6 @@ def _annotated_size(entry: Element | None) -> tuple[int, int] | None:
     return (width, height) if width > 0 and height > 0 else None
 
 
-def _measured_size(photo: Path, note: Callable) -> tuple[int, int] | None:
-    """(width, height) of the image as its EXIF data turn it; None, with a note, when it cannot be read."""
-    try:
-        with Image.open(photo) as image:
-            width, height = image.size
-            is_turned = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS
-    except FileNotFoundError:
-        return note("missing_image", file=str(photo))
-    except _PILLOW_ERRORS:
-        return note("unreadable_image" if photo.stat().st_size else "empty_image", file=str(photo))
-    note("no_size")
-    return (height, width) if is_turned else (width, height)
-
-
 # ---------------------------------------------------------------- XML
 
 
@@ -311,17 +297,30 @@ def _parse(file: Path) -> Element:
     parser.CharacterDataHandler = builder.data
     parser.EntityDeclHandler = _refuse_entity
     try:
-        parser.Parse(file.read_bytes(), True)
+        data = file.read_bytes()
+        parser.Parse(data, True)
         root = builder.close()
+    except FileNotFoundError:
+        raise
     except expat.ExpatError as error:
-        raise ValueError(f"line {error.lineno}: {expat.ErrorString(error.code)}") from None
-    except (LookupError, OSError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
+        raise ValueError(_with_advice(f"line {error.lineno}: {expat.ErrorString(error.code)}", data)) from None
+    except (LookupError, ValueError) as error:  # of encodings that Python does not know, or expat cannot read
+        raise ValueError(_with_advice(str(error), data)) from None
+    except OSError as error:
         raise ValueError(str(error)) from None
     if root.tag != "annotation":
         raise ValueError(f"line 1: the root element is <{root.tag}>, not <annotation>")
     return root
+
+
+def _with_advice(message: str, data: bytes) -> str:
+    """The parser's message, with the way out where the encoding is what is wrong."""
+    if "invalid token" in message:
+        try:
+            data.decode()
+        except UnicodeDecodeError:
+            return f"{message}: it is not UTF-8; save it as UTF-8"
+    return f"{message}; save it as UTF-8" if "encoding" in message else message
 
 
 def _refuse_entity(name: str, *_: object) -> None:
@@ -359,7 +358,7 @@ def _bbox(entry: Element | None) -> object:
     return [xmin - 1, ymin - 1, xmax - xmin + (xmax > xmin), ymax - ymin + (ymax > ymin)]
 
 
-def _add_masks(objects: list[RawObject], file: Path, note: Callable) -> None:
+def _add_masks(objects: list[RawObject], file: Path, shape: tuple[int, int], note: Callable) -> None:
     """Gives each object the pixels that hold its number in the mask file; none of them, none to it."""
     if not file.is_file():
         return
@@ -368,7 +367,9 @@ def _add_masks(objects: list[RawObject], file: Path, note: Callable) -> None:
             if image.mode not in _MASK_MODES:
                 raise ValueError(f"its pixels are {image.mode} colours, not object numbers")
             numbers = np.asarray(image)
-    except _PILLOW_ERRORS as error:
+            if numbers.shape != shape:
+                raise ValueError(f"it is {image.width} x {image.height}, its image {shape[1]} x {shape[0]}")
+    except PILLOW_ERRORS as error:
         return note("mask_file", file=str(file), detail=str(error))
     present = set(np.unique(numbers).tolist()) - {0, BORDER}
     for number in sorted(present):

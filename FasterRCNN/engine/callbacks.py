@@ -77,7 +77,8 @@ class WatchLosses(Callback):
 
     describe_images: names images (id and file) from their indices in the training set. before_stopping is called
     before the run is stopped; the step with the bad loss has left the weights as they were. Gradients that overflow
-    under a `loss_scale` above 1 are no mistake: the step was not made, and the next has half the scale.
+    under a `loss_scale` above 1 are no mistake: the step was not made, and the next has half the scale. Speed is that
+    of the steps alone: evaluations and checkpoints, which lie between them, do not count.
     """
 
     _chief_only = False
@@ -105,16 +106,16 @@ class WatchLosses(Callback):
         self._period = period
         self._sums: dict[str, float] = defaultdict(float)
         self._count = 0
+        self._seconds = 0.0
         self.total_loss = math.nan
         self.wait_share = 0.0
 
-    def _before_train(self):
-        self._period_start = time.perf_counter()
-
     def _before_run(self, _):
+        self._run_start = time.perf_counter()
         return tf.train.SessionRunArgs(self._fetches)
 
     def _after_run(self, _, run_values):
+        self._seconds += time.perf_counter() - self._run_start
         results = run_values.results
         norms, scale = results["grad_norms"], results.get("loss_scale", 1.0)
         overflows = scale > 1 and not np.all(np.isfinite(norms))
@@ -130,10 +131,12 @@ class WatchLosses(Callback):
     def add_up(self, session: tf.Session, accumulate: tf.Operation, *, times: int) -> None:
         """Runs the batches of a step before its last, watched alike."""
         fetches = {name: self._fetches[name] for name in ("towers", "data_waits")}
+        start = time.perf_counter()
         for _ in range(times):
             _, results = session.run([accumulate, fetches])
             self._note_batch(results["towers"], [0.0], self.global_step + 1)
             self._sums["data_wait_seconds"] += float(np.max(results["data_waits"], initial=0.0))
+        self._seconds += time.perf_counter() - start
 
     def _note_batch(self, towers: Sequence[TowerTensors], grad_norms: Sequence[float], step: int):
         self._check_finite(towers, grad_norms, step)
@@ -165,15 +168,14 @@ class WatchLosses(Callback):
     def _trigger_step(self):
         if not is_due(self.global_step, self._period, self._schedule.total_steps):
             return
-        elapsed = time.perf_counter() - self._period_start
         for name, total in self._sums.items():
             self.trainer.monitors.put_scalar(name, total / self._count)
         self.trainer.monitors.put_scalar("learning_rate", self._schedule.lr_at(self.global_step - 1))
-        self.trainer.monitors.put_scalar("images_per_second", self._count * self._schedule.global_batch / elapsed)
-        self.wait_share = self._sums["data_wait_seconds"] / elapsed
+        images = self._count * self._schedule.global_batch
+        self.trainer.monitors.put_scalar("images_per_second", images / self._seconds)
+        self.wait_share = self._sums["data_wait_seconds"] / self._seconds
         self._sums.clear()
-        self._count = 0
-        self._period_start = time.perf_counter()
+        self._count, self._seconds = 0, 0.0
 
 
 class Progress(Callback):

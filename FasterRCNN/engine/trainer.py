@@ -34,10 +34,11 @@ from FasterRCNN.engine.callbacks import (
     TowerTensors,
     WatchLosses,
 )
+from FasterRCNN.engine.curves import METRICS_FILE
 from FasterRCNN.engine.optim import GuardedOptimizer, LossScale, LrSchedule, weight_decay_loss
 from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.weights import CONFIG_NAME, restore
-from FasterRCNN.imaging.augment import MASK_CELLS
+from FasterRCNN.imaging.mask_crops import MASK_CELLS
 from FasterRCNN.ops.layers import MOVING_AVERAGES
 
 logger = logging.getLogger(__name__)
@@ -381,7 +382,7 @@ def train_detector(
         try:
             trainer.train(
                 [feed, watch, Progress(watch, schedule), same, checkpoints, evaluation, stop],
-                [TFEventWriter(str(logdir)), MetricsFile(logdir / "metrics.jsonl")] if job.is_chief else [],
+                [TFEventWriter(str(logdir)), MetricsFile(logdir / METRICS_FILE)] if job.is_chief else [],
                 _session_creator(with_gpus=bool(gpus)),
                 StartValues(checkpoint=earlier[-1]) if earlier else StartValues(values={**values, "global_step": step}),
                 steps_per_epoch=max(total - step, 0),

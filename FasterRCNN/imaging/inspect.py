@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import struct
+import io
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
+from FasterRCNN.imaging.header import UPRIGHT, exif_orientation
 from FasterRCNN.imaging.read import decode_image
 
-__all__ = ["UPRIGHT", "ImageFacts", "facts_of_pixels", "image_format", "inspect_image", "suffix_format"]
+__all__ = ["ImageFacts", "facts_of_pixels", "image_format", "inspect_image", "suffix_format"]
 
-UPRIGHT = 1  # EXIF's orientation of a photo that is shown as it is stored
-_ORIENTATION_TAG = 0x0112
+# What libjpeg prints of a picture that it makes up in part. Extraneous bytes alone change nothing.
+_DAMAGE = re.compile(r"Corrupt JPEG data: (?!\d+ extraneous bytes).*|Premature end of JPEG file|Invalid SOS.*")
+
+_EXIF_MARKS = (b"Exif\0\0", b"eXIf", b"EXIF")  # of JPEG, PNG, WebP
 
 _STARTS = {
     b"\xff\xd8\xff": "JPEG",
@@ -40,7 +48,8 @@ class ImageFacts(NamedTuple):
 
     problem: a kind of FasterRCNN/datasets/problems.py, or "" for a whole image; detail: of the problem. The rest is of
     a whole image: height and width as shown and as stored (they differ where EXIF data turn the photo by 90°); the EXIF
-    orientation, 1 to 8; the format by the file's first bytes, "" where unknown; a digest of the pixels.
+    orientation, 1 to 8; the format by the file's first bytes, "" where unknown; a digest of the pixels; what the
+    decoder said of a damaged part, which it made up, "" for none.
     """
 
     problem: str = ""
@@ -50,6 +59,7 @@ class ImageFacts(NamedTuple):
     orientation: int = UPRIGHT
     format: str = ""
     digest: bytes = b""
+    damage: str = ""
 
 
 def inspect_image(file_name: str | Path) -> ImageFacts:
@@ -62,18 +72,24 @@ def inspect_image(file_name: str | Path) -> ImageFacts:
         return ImageFacts("unreadable_image", getattr(error, "strerror", None) or str(error))
     if not data:
         return ImageFacts("empty_image")
-    image, is_whole = decode_image(data)
+    with _printed_by_decoder() as printed:
+        image, is_whole = decode_image(data)
     if not is_whole:
         return ImageFacts("truncated_image", f"{len(data)} bytes")
     if image is None:
         held = image_format(data)
         return ImageFacts("unreadable_image", f"{len(data)} bytes" + (f", looks like {held}" if held else ""))
-    orientation = _exif_orientation(data)
+    has_exif = any(mark in data for mark in _EXIF_MARKS)
+    orientation = exif_orientation(io.BytesIO(data)) if has_exif else UPRIGHT
     stored = image if orientation == UPRIGHT else decode_image(data, turn=False)[0]
     if orientation != UPRIGHT and np.array_equal(stored, image):
         orientation = UPRIGHT  # a format in which OpenCV does not look for it, or a symmetric picture
     return facts_of_pixels(image)._replace(
-        stored=stored.shape[:2], orientation=orientation, format=image_format(data)
+        stored=stored.shape[:2],
+        orientation=orientation,
+        format=image_format(data),
+        # What was printed of a file without an end marker may be of the filler that `decode_image` tried.
+        damage=printed[0] if printed and data.endswith(b"\xff\xd9") else "",
     )
 
 
@@ -82,6 +98,26 @@ def facts_of_pixels(image: np.ndarray) -> ImageFacts:
     digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image))
     return ImageFacts(shown=image.shape[:2], stored=image.shape[:2], digest=digest.digest())
+
+
+@contextmanager
+def _printed_by_decoder() -> Iterator[list[str]]:
+    """Keeps what C code prints on the standard error in the block from the terminal; signs of damage are listed after.
+
+    libjpeg and libpng tell of them in no other way, and name no file.
+    """
+    damage: list[str] = []
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield damage
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+        file.seek(0)
+        damage += _DAMAGE.findall(file.read().decode(errors="replace"))
 
 
 def image_format(data: bytes) -> str:
@@ -98,33 +134,3 @@ def image_format(data: bytes) -> str:
 def suffix_format(file_name: str | Path) -> str:
     """The format that a file's suffix stands for; "" for an unknown one."""
     return _SUFFIXES.get(Path(file_name).suffix.lower(), "")
-
-
-def _exif_orientation(data: bytes) -> int:
-    """1 (upright) to 8 (turned); 1 where nothing, or nothing sensible, is said."""
-    if not any(mark in data for mark in (b"Exif\0\0", b"eXIf", b"EXIF")):  # JPEG, PNG, WebP
-        return UPRIGHT
-    try:
-        # An eighth of the size costs little and finds the data in every format.
-        _, kinds, blocks = cv2.imdecodeWithMetadata(
-            np.frombuffer(data, np.uint8), flags=cv2.IMREAD_REDUCED_GRAYSCALE_8
-        )
-    except cv2.error:
-        return UPRIGHT
-    exif = [np.asarray(block).tobytes() for kind, block in zip(kinds, blocks) if kind == cv2.IMAGE_METADATA_EXIF]
-    return _orientation_in(exif[0]) if exif else UPRIGHT
-
-
-def _orientation_in(exif: bytes) -> int:
-    """The orientation in EXIF data: a TIFF header, then entries of tag, type, count and value in 12 bytes each."""
-    order = "<" if exif.startswith(b"II") else ">"
-    try:
-        (start,) = struct.unpack_from(order + "I", exif, 4)
-        (count,) = struct.unpack_from(order + "H", exif, start)
-        for entry in range(start + 2, start + 2 + 12 * count, 12):
-            tag, _, _, value = struct.unpack_from(order + "HHIH", exif, entry)
-            if tag == _ORIENTATION_TAG:
-                return value if 1 <= value <= 8 else UPRIGHT
-    except struct.error:  # shorter than it says
-        pass
-    return UPRIGHT

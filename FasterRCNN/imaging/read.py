@@ -9,7 +9,7 @@ from FasterRCNN.structures import ImageRecord
 
 __all__ = ["IMAGE_SUFFIXES", "decode_image", "read_image", "read_record_image", "to_8_bits"]
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Bytes unlike the zeros that decoders fill in, without 0xff, which begins a marker, but for every restart marker: a

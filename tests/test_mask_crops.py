@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as mask_utils
 
-from FasterRCNN.imaging.augment import MASK_CELLS, crop_masks, pack_mask, unpack_mask
+from FasterRCNN.imaging.mask_crops import MASK_CELLS, crop_masks, pack_mask, unpack_mask
 from FasterRCNN.imaging.resize import resize_image, resize_scale, resized_shape
 from FasterRCNN.masks import Masks
 
