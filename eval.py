@@ -19,7 +19,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from config import Config, add_config_arguments, default_config, finalize_configs, run_command
@@ -28,13 +27,14 @@ import numpy as np
 from tabulate import tabulate
 from tqdm import tqdm
 
-from FasterRCNN.datasets.annotations import Annotations, SoundObject, finite_box, sound_objects
+from FasterRCNN.datasets.annotations import Annotations, SoundObject, finite_box, is_area, sound_objects
 from FasterRCNN.datasets.catalog import read_annotations
 from FasterRCNN.datasets.coco import read_json
 from FasterRCNN.datasets.problems import Problems
 from FasterRCNN.engine.prefetch import StepsInOrder
 from FasterRCNN.evaluation import CocoMatcher, Matcher, compressed_rle
-from FasterRCNN.metrics import MAIN_NUMBER, TITLES, Metrics, format_metrics
+from FasterRCNN.metrics import MAIN_NUMBER, TITLES, Curves, Metrics, format_metrics
+from FasterRCNN.report import make_report
 from FasterRCNN.structures import BoxList, Categories
 from FasterRCNN.voc_evaluation import VocMatcher
 
@@ -131,16 +131,25 @@ def evaluate(
         if "segm" in iou_types:
             _check_masks(results, truth)
     max_detections = max(max_detections, COCO_MAX_DETECTIONS)
-    overall, per_class = {}, {}
+    overall, per_class, curves = {}, {}, {}
     for iou_type in iou_types:
         own = _ignore_maskless(truth, annotations.source) if iou_type == "segm" else truth
-        overall[iou_type], by_id = _score(own, results, iou_type, metric, max_detections, num_workers, watch)
+        overall[iou_type], by_id, curves[iou_type] = _score(
+            own, results, iou_type, metric, max_detections, num_workers, watch
+        )
         per_class[iou_type] = {
             number: dict(zip(names.values(), values, strict=True)) for number, values in by_id.items()
         }
     counts = Counter(entry["category_id"] for entry in truth["annotations"] if _counts(entry))
     num_objects = {name: counts[category_id] for category_id, name in names.items()}
-    return Metrics(metric, **overall, per_class=per_class, num_objects=num_objects, num_detections=len(results))
+    return Metrics(
+        metric,
+        **overall,
+        per_class=per_class,
+        num_objects=num_objects,
+        num_detections=len(results),
+        curves=curves,
+    )
 
 
 def score_truth(annotations: Annotations, *, metric: str = "auto", with_masks: bool = True) -> float | None:
@@ -198,7 +207,7 @@ def _entry(image_id: int | str, entry: SoundObject) -> dict:
         "image_id": image_id,
         "category_id": entry.raw.category_id,
         "bbox": list(entry.bbox),
-        "area": area if _is_finite(area) else entry.bbox[2] * entry.bbox[3],
+        "area": area if is_area(area) else entry.bbox[2] * entry.bbox[3],
         "iscrowd": int(entry.raw.is_crowd),
         "is_difficult": entry.raw.is_difficult,
         "segmentation": segmentation,
@@ -306,8 +315,8 @@ def _score(
     max_detections: int,
     num_workers: int = 0,
     watch: Stopwatch | None = None,
-) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
-    """By name, the numbers of all classes and those of each class by id."""
+) -> tuple[dict[str, float | None], dict[str, list[float | None]], Curves]:
+    """By name, the numbers of all classes and those of each class by id; the curves behind them."""
     watch = watch or Stopwatch()
     with watch.part(f"{TITLES[iou_type]} IoU and matching"):
         if metric == "voc":
@@ -316,7 +325,7 @@ def _score(
             matcher = CocoMatcher(truth, results, iou_type, [1, 10, max_detections])
         outcomes = _match(matcher, TITLES[iou_type], num_workers)
     with watch.part("accumulation"):
-        return matcher.numbers(outcomes)
+        return *matcher.numbers(outcomes), matcher.curves(outcomes)
 
 
 def _match(matcher: Matcher, title: str, num_workers: int) -> np.ndarray:
@@ -340,6 +349,11 @@ def metrics_path(results_file: str | Path) -> Path:
     return Path(results_file).with_suffix(".metrics.json")
 
 
+def report_path(results_file: str | Path) -> Path:
+    """out.json -> out.report, a folder"""
+    return Path(results_file).with_suffix(".report")
+
+
 def write_json(value: object, path: str | Path) -> None:
     """Writes JSON whole or not at all, and makes the folder."""
     path = Path(path)
@@ -352,7 +366,7 @@ def write_json(value: object, path: str | Path) -> None:
 def write_metrics(metrics: Metrics, results_file: str | Path) -> Path:
     """Writes the metrics next to the results they belong to; returns where."""
     path = metrics_path(results_file)
-    write_json(asdict(metrics), path)
+    write_json(metrics.to_dict(), path)
     return path
 
 
@@ -372,10 +386,20 @@ def evaluate_file(
 ) -> Metrics:
     """Scores a results file against annotations, masks too where the config and the results have them."""
     watch = watch or Stopwatch()
+    with watch.part("reading the results"):
+        results = _read_results(results_file)
+    return _evaluate_results(results, results_file, annotations, cfg, watch)
+
+
+def _read_results(results_file: str | Path) -> list[dict]:
     if not Path(results_file).is_file():
         raise FileNotFoundError(f"results file {results_file} does not exist: ./predict.py --evaluate writes one")
-    with watch.part("reading the results"):
-        results = read_json(results_file)
+    return read_json(results_file)
+
+
+def _evaluate_results(
+    results: list[dict], results_file: str | Path, annotations: Annotations, cfg: Config, watch: Stopwatch
+) -> Metrics:
     listed = [result for result in results if isinstance(result, dict)] if isinstance(results, list) else []
     has_masks = any("segmentation" in result for result in listed)
     if cfg.MODE_MASK and results and not has_masks:
@@ -396,6 +420,8 @@ def main() -> int:
     """Scores results files, one for each set of DATA.VAL."""
     parser = argparse.ArgumentParser(description="Score results files against the annotations of DATA.VAL.")
     parser.add_argument("results", nargs="+", metavar="OUT.json", help="results, one file for each set of DATA.VAL")
+    parser.add_argument("--no-report", action="store_true", help="write no OUT.report/ with curves and confusions")
+    parser.add_argument("--no-pictures", action="store_true", help="a report without photos, if they are elsewhere")
     add_config_arguments(parser)
     args = parser.parse_args()
     cfg = default_config()
@@ -412,11 +438,24 @@ def main() -> int:
             annotations = read_annotations(
                 spec, basedir=cfg.DATA.BASEDIR, absolute_coord=cfg.DATA.ABSOLUTE_COORD, catalog=cfg.DATA.CATALOG
             )
-        metrics = evaluate_file(results_file, annotations, cfg, watch)
+        with watch.part("reading the results"):
+            results = _read_results(results_file)
+        metrics = _evaluate_results(results, results_file, annotations, cfg, watch)
         with watch.part("writing the metrics"):
-            path = write_metrics(metrics, results_file)
+            written = [f"metrics: {write_metrics(metrics, results_file)}"]
+        if not args.no_report:
+            with watch.part("writing the report"):
+                page = make_report(
+                    results,
+                    annotations,
+                    metrics,
+                    report_path(results_file),
+                    score_threshold=cfg.TEST.RESULT_SCORE_THRESH_VIS,
+                    with_pictures=not args.no_pictures,
+                )
+            written.append(f"report: {page}")
         print(f"{results_file} on {annotations.name}\n\n{format_metrics(metrics)}\n\n{watch.table()}\n")
-        print(f"metrics written to {path}")
+        print("\n".join(written))
     return 0
 
 

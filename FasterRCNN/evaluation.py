@@ -13,10 +13,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from pycocotools import mask as mask_utils
 
-__all__ = ["HIT", "IGNORED", "MISS", "CocoMatcher", "Matcher", "average_precisions", "compressed_rle",
+from FasterRCNN.metrics import Curves
+
+__all__ = ["HIT", "IGNORED", "MISS", "CocoMatcher", "Matcher", "compressed_rle", "numbers_of_classes",
            "twelve_numbers"]
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+AT_IOU = {round(100 * threshold): t for t, threshold in enumerate(IOU_THRESHOLDS)}
 RECALL_POINTS = np.linspace(0, 1, 101)
 # Square pixels, both ends within. 1e10 is COCO's "any".
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
@@ -74,7 +77,9 @@ class Matcher(ABC):
     def _take_detections(
         self, results: Sequence[dict], images: dict, categories: dict, iou_type: str, most_detections: int | None
     ) -> None:
-        results = [result for result in results if result["category_id"] in categories]
+        known = [place for place, result in enumerate(results) if result["category_id"] in categories]
+        self._num_results = len(results)
+        results = [results[place] for place in known]
         pairs = _pairs(results, images, categories)
         scores = np.array([result["score"] for result in results], np.float64)
         order = np.lexsort([-scores, pairs])
@@ -82,6 +87,7 @@ class Matcher(ABC):
         is_counted = ranks < (len(ranks) if most_detections is None else most_detections)
         order, self._ranks = order[is_counted], ranks[is_counted]
         self._pairs, self._scores = pairs[order], scores[order]
+        self._places = np.array(known, np.int64)[order]  # in the results as given
         results = [results[i] for i in order]
         self._found = _boxes(results) if iou_type == "bbox" else _PackedMasks([r["segmentation"] for r in results])
         # No chunk ends between detections of one image and class.
@@ -108,6 +114,26 @@ class Matcher(ABC):
 
         outcomes: those of all chunks, N x ....
         """
+
+    @abstractmethod
+    def _curve_outcomes(self, outcomes: np.ndarray) -> tuple[tuple[float, ...], np.ndarray]:
+        """T IoU thresholds to draw curves at, and the outcomes at them, N x T."""
+
+    def curves(self, outcomes: np.ndarray) -> Curves:
+        """Precision over recall of each class, and what became of each result; those that do not count are IGNORED.
+
+        outcomes: as for `numbers`.
+        """
+        thresholds, outcomes = self._curve_outcomes(outcomes)
+        precision = np.full((len(thresholds), self._num_categories, len(RECALL_POINTS)), np.nan)
+        is_counted = ~(self._is_crowd | self._is_difficult)
+        counts = np.bincount(self._truth_pairs[is_counted] % self._num_categories, minlength=self._num_categories)
+        for k, chosen in enumerate(self._detections_of_categories()):
+            if counts[k]:
+                precision[:, k] = _precision_at_recalls(outcomes[chosen], counts[k])
+        of_results = np.full((self._num_results, len(thresholds)), IGNORED, np.uint8)
+        of_results[self._places] = outcomes
+        return Curves(thresholds, RECALL_POINTS, precision, of_results)
 
     def _bounds_of(self, chunk: int) -> tuple[int, int]:
         start, stop = self._bounds[chunk : chunk + 2] if chunk < self.num_chunks else (0, 0)
@@ -163,9 +189,12 @@ class CocoMatcher(Matcher):
         return [outcomes]
 
     def numbers(self, outcomes: np.ndarray) -> tuple[dict[str, float | None], dict[str, list[float | None]]]:
-        """COCO's twelve, and the AP of each class."""
+        """COCO's twelve, and the APs of each class."""
         precision, recall = self.precision_recall(outcomes)
-        return twelve_numbers(precision, recall, self._detection_limits), {"AP": average_precisions(precision)}
+        return twelve_numbers(precision, recall, self._detection_limits), numbers_of_classes(precision)
+
+    def _curve_outcomes(self, outcomes: np.ndarray) -> tuple[tuple[float, ...], np.ndarray]:
+        return (0.5, 0.75), outcomes[:, 0, [AT_IOU[50], AT_IOU[75]]]
 
     def precision_recall(self, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Precision T x R x K x A at the greatest detection limit, and recall T x K x A x M; -1 where no object counts.
@@ -191,21 +220,28 @@ def twelve_numbers(
     precision: np.ndarray, recall: np.ndarray, detection_limits: Sequence[int]
 ) -> dict[str, float | None]:
     """AP, AP50, AP75, AP of each area (s, m, l), AR at each detection limit and AR of each area; None: no object."""
-    at_iou = {round(100 * threshold): t for t, threshold in enumerate(IOU_THRESHOLDS)}
     letters = {name[0]: a for a, name in enumerate(AREAS) if name != "all"}
     return {
-        "AP": _mean_of_known(precision[..., 0]),
-        "AP50": _mean_of_known(precision[at_iou[50], ..., 0]),
-        "AP75": _mean_of_known(precision[at_iou[75], ..., 0]),
-        **{f"AP{letter}": _mean_of_known(precision[..., a]) for letter, a in letters.items()},
+        **_six_precisions(precision),
         **{f"AR{limit}": _mean_of_known(recall[:, :, 0, m]) for m, limit in enumerate(detection_limits)},
         **{f"AR{letter}": _mean_of_known(recall[:, :, a, -1]) for letter, a in letters.items()},
     }
 
 
-def average_precisions(precision: np.ndarray) -> list[float | None]:
-    """The AP of each category, by id; None: no object."""
-    return [_mean_of_known(precision[:, :, k, 0]) for k in range(precision.shape[2])]
+def numbers_of_classes(precision: np.ndarray) -> dict[str, list[float | None]]:
+    """AP, AP50, AP75, APs, APm and APl of each category, by id; None: no object."""
+    by_class = [_six_precisions(precision[:, :, k : k + 1]) for k in range(precision.shape[2])]
+    return {name: [numbers[name] for numbers in by_class] for name in _six_precisions(precision)}
+
+
+def _six_precisions(precision: np.ndarray) -> dict[str, float | None]:
+    """precision: T x R x K x A."""
+    return {
+        "AP": _mean_of_known(precision[..., 0]),
+        "AP50": _mean_of_known(precision[AT_IOU[50], ..., 0]),
+        "AP75": _mean_of_known(precision[AT_IOU[75], ..., 0]),
+        **{f"AP{name[0]}": _mean_of_known(precision[..., a]) for a, name in enumerate(AREAS) if name != "all"},
+    }
 
 
 def _mean_of_known(values: np.ndarray) -> float | None:

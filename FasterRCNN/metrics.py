@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
+import numpy as np
 from tabulate import tabulate
 
-__all__ = ["MAIN_NUMBER", "TITLES", "Metrics", "format_metrics"]
+__all__ = ["MAIN_NUMBER", "TITLES", "Curves", "Metrics", "format_metrics"]
 
 TITLES = {"bbox": "box", "segm": "mask"}
 MAIN_NUMBER = {"coco": "AP", "voc": "AP50_all"}
+PRINTED_OF_A_CLASS = ("AP", "AP50_all", "AP50_11point")
+
+
+@dataclass
+class Curves:
+    """What lies behind an AP, at T of its IoU thresholds: for K classes by id, R recalls and N results.
+
+    iou_thresholds: T; recalls: R; precision: T x K x R, the best at no less than each recall, NaN for a class without
+    objects; outcomes: uint8 N x T, what became of each result as it was given, MISS, HIT or IGNORED (evaluation.py).
+    """
+
+    iou_thresholds: tuple[float, ...]
+    recalls: np.ndarray
+    precision: np.ndarray
+    outcomes: np.ndarray
 
 
 @dataclass
@@ -18,8 +34,9 @@ class Metrics:
     """COCO's twelve numbers or VOC's two, for boxes and, where masks were scored, for masks, and those of each class.
 
     bbox, segm: name ("AP", "AP50", ...; of VOC "AP50_all", "AP50_11point") to value; segm is empty without masks.
-    per_class: "bbox" or "segm" to name (of COCO "AP" alone) to class name to value; each mean over the classes is the
-    number of that name. None stands for "no ground truth". num_objects: class name to the objects that count.
+    per_class: "bbox" or "segm" to name (of COCO the APs alone) to class name to value; each mean over the classes is
+    the number of that name. None stands for "no ground truth". num_objects: class name to the objects that count.
+    curves: "bbox" or "segm" to what the report draws; not part of what is written.
     """
 
     metric: str = "coco"
@@ -28,11 +45,16 @@ class Metrics:
     per_class: dict[str, dict[str, dict[str, float | None]]] = field(default_factory=dict)
     num_objects: dict[str, int] = field(default_factory=dict)
     num_detections: int = 0
+    curves: dict[str, Curves] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def main(self) -> tuple[str, str]:
         """Kind and name of the number to judge a model by: of masks where they were scored, else of boxes."""
         return "segm" if self.segm else "bbox", MAIN_NUMBER[self.metric]
+
+    def to_dict(self) -> dict[str, object]:
+        """All fields but the curves, as JSON holds them."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "curves"}
 
     def scalars(self) -> dict[str, float]:
         """The numbers that exist, for monitors: {"bbox/AP": 0.5, ...}."""
@@ -51,7 +73,7 @@ def format_metrics(metrics: Metrics) -> str:
     parts.append(_table("metric", overall))
     columns: dict[str, Mapping] = {"objects": metrics.num_objects}
     for kind, tables in metrics.per_class.items():
-        columns |= {f"{TITLES[kind]} {name}": values for name, values in tables.items()}
+        columns |= {f"{TITLES[kind]} {name}": values for name, values in tables.items() if name in PRINTED_OF_A_CLASS}
     parts.append(_table("class", columns))
     return "\n\n".join(parts)
 

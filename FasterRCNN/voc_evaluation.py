@@ -47,6 +47,9 @@ class VocMatcher(Matcher):
                 by_category[name].append(average(is_hit, num_objects) if num_objects else None)
         return {name: _mean_of_known(values) for name, values in by_category.items()}, by_category
 
+    def _curve_outcomes(self, outcomes: np.ndarray) -> tuple[tuple[float, ...], np.ndarray]:
+        return (IOU_THRESHOLD,), outcomes[:, None]
+
 
 def _mean_of_known(values: list[float | None]) -> float | None:
     known = [value for value in values if value is not None]

@@ -729,3 +729,37 @@ def test_the_time_of_each_part(annotation_file):
         "mask IoU and matching",
     ]
     assert watch.total() == pytest.approx(sum(watch.seconds.values())) and "together" in watch.table()
+
+
+def test_the_command_writes_a_report_beside_the_results(tmp_path, monkeypatch, capsys, annotation_file):
+    results_file = tmp_path / "out.json"
+    results_file.write_text(json.dumps([result(*entry) for entry in OBJECTS]))
+    command = ["eval.py", str(results_file), "--config", f"DATA.VAL={annotation_file}:{tmp_path}"]
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--no-report", *command[2:]])
+    assert scoring.main() == 0 and not (tmp_path / "out.report").exists()
+    assert "report" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", [*command[:2], "--no-pictures", *command[2:]])
+    assert scoring.main() == 0
+    page = scoring.report_path(results_file) / "report.html"
+    assert f"report: {page}" in capsys.readouterr().out
+    assert "ship" in page.read_text(encoding="utf-8")
+    content = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
+    metrics = json.loads((tmp_path / "out.metrics.json").read_text(encoding="utf-8"))
+    assert content["overall"] == {kind: metrics[kind] for kind in ("bbox", "segm") if metrics[kind]}
+
+
+def test_curves_follow_the_results_as_they_were_given(annotation_file):
+    """Out of order, with one that no object has, and one of a class that the file lacks."""
+    wider = Categories(names=("plane", *CATEGORIES.names), ids=(55, *CATEGORIES.ids))
+    results = [
+        result(*OBJECTS[1], score=0.2),
+        result(10, 55, (1, 1, 9, 9)),
+        result(10, 7, (0, 0, 9, 9), score=0.9),
+        result(*OBJECTS[2], score=0.7),
+    ]
+    metrics = score(results, annotation_file, categories=wider)
+    for curves in metrics.curves.values():
+        assert curves.outcomes.tolist() == [[evaluation.HIT] * 2, [evaluation.IGNORED] * 2, [evaluation.MISS] * 2,
+                                            [evaluation.HIT] * 2]
+        assert np.isnan(curves.precision[:, 2]).all()
+    assert "curves" not in metrics.to_dict()
