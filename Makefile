@@ -12,11 +12,11 @@ STAMP := $(VENV)/installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup horovod demo test lint lock clean
+.PHONY: help setup horovod demo demo-extras test lint lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [GPU=1] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA)
 
@@ -25,6 +25,10 @@ horovod: setup  ## build Horovod for the TensorFlow in .venv (needs g++; GPU=1: 
 
 demo: setup  ## draw shapes, train on them, evaluate, predict (12 minutes on 2 cores)
 	$(VENV)/bin/python demo/shapes_demo.py --output-dir $(DEMO_DIR)
+
+demo-extras: setup  ## install what the web page demo/web.py needs (Gradio)
+	$(VENV)/bin/python -m pip install --disable-pip-version-check --only-binary=:all: \
+	    --requirement requirements-demo.txt --constraint constraints.txt
 
 test: lint horovod  ## lint and tests
 	$(VENV)/bin/python -m pytest tests

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Photos to drawn pictures and JSON, and data sets to COCO numbers: a module that train.py uses, and a command.
+"""Photos and videos to drawn pictures and JSON, and data sets to COCO numbers.
 
 TensorFlow is imported where a model is loaded, not before.
 """
@@ -7,384 +7,93 @@ TensorFlow is imported where a model is loaded, not before.
 from __future__ import annotations
 
 import argparse
-import glob
-import itertools
-import json
-import logging
-import os
+import dataclasses
 import sys
 import tempfile
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from config import Config, add_config_arguments, default_config, finalize_configs, run_command
+from config import add_config_arguments, run_command
 
-import cv2
-import numpy as np
-from tqdm import tqdm
-
-from data import load_set
-from eval import (
-    Metrics,
-    configured_categories,
-    evaluate,
-    format_metrics,
-    metrics_path,
-    results_to_json,
-    write_json,
-    write_metrics,
+from FasterRCNN.datasets.shapes import draw_shapes_dataset
+from FasterRCNN.imaging.read import read_image
+from inference import (  # noqa: F401
+    build_predictor,
+    check_writable,
+    detect_files,
+    draw_comparisons,
+    evaluate_model,
+    evaluate_sets,
+    find_categories,
+    load_predictor,
+    unique_names,
 )
-from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
-from FasterRCNN.datasets.photos import read_photo
-from FasterRCNN.imaging.read import IMAGE_SUFFIXES, read_image
-from FasterRCNN.imaging.visualize import draw_comparison, draw_detections
-from FasterRCNN.imaging.window import open_window
-from FasterRCNN.structures import BoxList, Categories, Dataset
+from media import PredictedFiles, Selection, expand_inputs, labels_of, predict_files
 
-if TYPE_CHECKING:
-    from FasterRCNN.engine.predictor import Predictor
-    from FasterRCNN.engine.processes import Processes
-
-logger = logging.getLogger(__name__)
-
-READING_THREADS = 4
+DRAWN_PHOTOS, DRAWN_SIZE = 8, 640
 
 
-# ---------------------------------------------------------------- a trained model
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """What the command line says of pictures and JSON; None where it says nothing.
 
-
-def load_predictor(
-    load_path: str | Path, cfg_overrides: Sequence[str] = (), config_file: str | Path | None = None
-) -> tuple[Predictor, Config]:
-    """The predictor of a run folder, checkpoint or .npz file, and the config it is built with.
-
-    The config is the one stored with the weights (without one: the defaults), then the file's keys, then the
-    overrides, KEY=VALUE. Raises FileNotFoundError, or ValueError naming the variables that do not fit and the keys that
-    would.
+    confidence: least score drawn. top_k: most detections of an image. classes: names. min_image_size: pixels.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as engine/compat.py has it; read once, at TensorFlow's import
-    from FasterRCNN.engine.weights import read_config, read_weights
 
-    cfg = default_config()
-    stored = read_config(load_path)
-    if stored is None:
-        logger.warning("%s carries no config: the defaults and --config are used", load_path)
-    cfg.update_dict(stored or {})
-    cfg.update_given(config_file, cfg_overrides)
-    weights = read_weights(load_path)
-    if not cfg.DATA.CLASS_NAMES:
-        categories = find_categories(cfg, weights)
-        cfg.DATA.CLASS_NAMES, cfg.DATA.CATEGORY_IDS = categories.names, categories.ids
-        cfg.DATA.NUM_CLASS = len(categories)
-    finalize_configs(cfg, is_training=False)
-    return build_predictor(cfg, weights, source=str(load_path)), cfg
-
-
-def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: str = "the weights") -> Predictor:
-    """The predictor of a finalized config and weights by variable name; source: what messages call the weights."""
-    from FasterRCNN.engine.predictor import Predictor
-    from FasterRCNN.modeling.build import build_detector
-
-    detector = build_detector(cfg)
-    return Predictor(
-        detector,
-        weights,
-        categories=configured_categories(cfg),
-        short_edge=cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
-        max_size=cfg.PREPROC.MAX_SIZE,
-        pad_multiple=detector.pad_multiple,
-        ims_per_batch=cfg.TEST.IMS_PER_GPU,
-        with_masks=cfg.MODE_MASK,
-        mask_threshold=cfg.TEST.MASK_THRESH,
-        accurate_paste=cfg.MRCNN.ACCURATE_PASTE,
-        config=cfg.to_dict(),
-        source=source,
-    )
-
-
-def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categories:
-    """The classes of weights that do not name them.
-
-    From the annotations of DATA.VAL or DATA.TRAIN where those exist; else COCO's for 80 classes, else numbers.
-    """
-    from FasterRCNN.engine.architecture import number_of_classes
-
-    for spec in (*cfg.DATA.VAL, *cfg.DATA.TRAIN):
-        try:
-            return load_set(cfg, spec, with_truth=False).categories
-        except FileNotFoundError:
-            continue
-    shapes = {name: value.shape for name, value in weights.items()}
-    count = number_of_classes(shapes) or cfg.DATA.NUM_CLASS or len(COCO_CATEGORIES)
-    if count == len(COCO_CATEGORIES):
-        logger.warning("no class names in the config and no annotations: taking the %d classes for COCO's", count)
-        return COCO_CATEGORIES
-    logger.warning("no class names in the config and no annotations: classes are numbered; set DATA.CLASS_NAMES")
-    return Categories(names=[f"class {i}" for i in range(1, count + 1)], ids=range(1, count + 1))
-
-
-def detect_files(
-    predictor: Predictor, files: Sequence[tuple[str, Callable[[], np.ndarray]]], failures: dict[str, str]
-) -> Iterator[tuple[int, np.ndarray, BoxList]]:
-    """(index, photo, detections) of each file that can be read, in order; files: name and what reads it.
-
-    The others go into failures, name to reason.
-    """
-    from FasterRCNN.engine.predictor import map_ahead
-
-    waiting: deque[tuple[int, np.ndarray]] = deque()
-
-    def photos() -> Iterator[np.ndarray]:
-        for index, (photo, reason) in enumerate(map_ahead(_try_to_read, files, threads=READING_THREADS)):
-            if photo is None:
-                failures[files[index][0]] = reason
-                logger.error("not predicted: %s", reason)
-            else:
-                waiting.append((index, photo))
-                yield photo
-
-    for detections in predictor.predict_stream(photos()):
-        index, photo = waiting.popleft()
-        yield index, photo, detections
-
-
-def _try_to_read(file: tuple[str, Callable[[], np.ndarray]]) -> tuple[np.ndarray | None, str]:
-    try:
-        return file[1](), ""
-    except (ValueError, FileNotFoundError) as error:
-        return None, str(error)
-
-
-def photos_of(dataset: Dataset, indices: Sequence[int]) -> list[tuple[str, Callable[[], np.ndarray]]]:
-    """Images of a data set for `detect_files`."""
-    records = [dataset.records[index] for index in indices]
-    return [(record.file_name, partial(read_photo, record, dataset)) for record in records]
-
-
-# ---------------------------------------------------------------- photos
-
-
-@dataclass
-class PredictedFiles:
-    """pictures: what was written, by input file; detections_file: the JSON of all; failures: input file to reason."""
-
-    detections_file: Path
-    pictures: dict[str, Path] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-
-def predict_files(
-    predictor: Predictor,
-    inputs: Sequence[str | Path],
-    output_dir: str | Path,
-    *,
-    score_threshold: float = 0.5,
-    show: bool = False,
-) -> PredictedFiles:
-    """Predicts on photos, folders and globs; writes a picture and a JSON of each photo, and detections.json of all.
-
-    score_threshold: of what is drawn; the JSON holds every detection. show: also in a window, where there is a
-    display. A photo that cannot be read is logged and left out.
-    """
-    files = expand_inputs(inputs)
-    output_dir = Path(output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    done = PredictedFiles(output_dir / "detections.json")
-    names = unique_names([Path(file).stem for file in files])
-    entries = []
-    photos = detect_files(predictor, [(file, partial(read_image, file)) for file in files], done.failures)
-    with (open_window(output_dir) if show else None) or nullcontext() as window:
-        for index, photo, detections in tqdm(photos, total=len(files), unit="photo", disable=None):
-            entry = describe_detections(files[index], photo, detections, predictor.categories)
-            entries.append(entry)
-            write_json(entry, output_dir / f"{names[index]}_detected.json")
-            picture = draw_detections(photo, detections, predictor.categories, score_threshold=score_threshold)
-            path = output_dir / f"{names[index]}_detected{'.png' if Path(files[index]).suffix == '.png' else '.jpg'}"
-            if not cv2.imwrite(str(path), picture):
-                raise ValueError(f"{path} cannot be written")
-            done.pictures[str(files[index])] = path
-            if window:
-                window.show(picture)
-    write_json(entries, done.detections_file)
-    return done
-
-
-def draw_comparisons(
-    predictor: Predictor, dataset: Dataset, number: int, *, score_threshold: float
-) -> dict[int | str, np.ndarray]:
-    """Truth beside prediction of a data set's first `number` images, BGR, by image id; unreadable ones are left out."""
-    photos = photos_of(dataset, range(min(number, len(dataset))))
-    pictures = {}
-    for index, photo, detections in detect_files(predictor, photos, {}):
-        record = dataset.records[index]
-        pictures[record.image_id] = draw_comparison(
-            photo, record, detections, dataset.categories, score_threshold=score_threshold
-        )
-    return pictures
-
-
-def expand_inputs(inputs: Sequence[str | Path]) -> list[str]:
-    """The files meant by files, folders (their images) and globs, each once; ValueError for an empty folder or glob."""
-    files: list[str] = []
-    for item in map(str, inputs):
-        if os.path.isdir(item):
-            found = sorted(str(path) for path in Path(item).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
-            wanted = f"no image ({', '.join(IMAGE_SUFFIXES)}) in folder {item}"
-        elif glob.has_magic(item) and not os.path.exists(item):
-            found = sorted(path for path in glob.glob(item, recursive=True) if os.path.isfile(path))
-            wanted = f"no file matches {item}"
-        else:
-            # Reading says whether it is there, so that one wrong name does not stop the others.
-            found, wanted = [item], ""
-        if not found:
-            raise ValueError(wanted)
-        files += found
-    return list(dict.fromkeys(files))
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, told apart by _2, _3, ... where they are the same but for capitals."""
-    unique, taken = [], set()
-    for name in names:
-        candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-        unique.append(next(candidate for candidate in candidates if candidate.lower() not in taken))
-        taken.add(unique[-1].lower())
-    return unique
-
-
-def describe_detections(
-    file: str | Path, photo: np.ndarray, detections: BoxList, categories: Categories
-) -> dict[str, object]:
-    """A photo's detections as JSON holds them: COCO results with the class's name, in the photo's pixels."""
-    height, width = photo.shape[:2]
-    results = results_to_json({str(file): detections}, categories)
-    found = [
-        {"name": categories.name_of_label(int(label))} | {key: result[key] for key in result if key != "image_id"}
-        for label, result in zip(detections.get_field("labels"), results, strict=True)
-    ]
-    return {"file_name": str(file), "height": height, "width": width, "detections": found}
-
-
-# ---------------------------------------------------------------- data sets
-
-
-def evaluate_model(
-    predictor: Predictor,
-    dataset: Dataset,
-    output: str | Path,
-    *,
-    metric: str = "auto",
-    max_detections: int = 100,
-    failures: dict[str, str] | None = None,
-    num_workers: int | None = None,
-    processes: Processes | None = None,
-) -> Metrics | None:
-    """Predicts on every image of a data set, writes COCO results to output and the metrics beside it, and scores them.
-
-    dataset: labelled as the model; its ground truth need not be loaded. metric, max_detections, num_workers: as
-    eval.evaluate's. An image that cannot be read counts as one without detections, is logged, and goes into failures,
-    file to reason; ValueError when none can be read. Each of the `processes` of a job predicts on its share of the
-    images; the chief gets the metrics, the others None, as all do for a set without annotations.
-    """
-    failures = {} if failures is None else failures
-    indices = range(len(dataset))
-    results = predict_images(predictor, dataset, processes.share(indices) if processes else indices, failures)
-    if processes:
-        shares = [json.loads(share) for share in processes.gather(json.dumps([results, failures]).encode())]
-        if not processes.is_chief:
-            return None
-        results = sorted((image for found, _ in shares for image in found), key=lambda image: image[0])
-        failures.update(item for _, failed in shares for item in failed.items())
-    results = [detection for _, found in results for detection in found]
-    if failures and len(failures) == len(dataset):
-        raise ValueError(f"no image of {dataset.name} can be read; the first: {next(iter(failures.values()))}")
-    write_json(results, output)
-    annotations = dataset.reread()
-    if not annotations.has_truth:
-        logger.info("%s has no annotations to score against: %s is all there is", dataset.name, output)
-        return None
-    metrics = evaluate(
-        results,
-        annotations,
-        metric=metric,
-        iou_types=("bbox", "segm") if predictor.with_masks else ("bbox",),
-        categories=dataset.categories,
-        max_detections=max_detections,
-        num_workers=num_workers,
-    )
-    write_metrics(metrics, output)
-    return metrics
-
-
-def predict_images(
-    predictor: Predictor, dataset: Dataset, indices: Sequence[int], failures: dict[str, str]
-) -> list[tuple[int, list[dict]]]:
-    """(index, its detections as COCO results) of some images of a data set."""
-    results = []
-    photos = detect_files(predictor, photos_of(dataset, indices), failures)
-    for place, _, detections in tqdm(photos, total=len(indices), unit="image", desc=dataset.name, disable=None):
-        record = dataset.records[indices[place]]
-        results.append((indices[place], results_to_json({record.image_id: detections}, dataset.categories)))
-    return results
-
-
-def evaluate_sets(predictor: Predictor, cfg: Config, output: str | Path) -> list[str]:
-    """Evaluates each set of DATA.VAL and prints its tables: out.json, or out.NAME.json each when there are several.
-
-    Returns an error message for each set of which most images cannot be read: its numbers say little.
-    """
-    if not cfg.DATA.VAL:
-        raise ValueError("DATA.VAL names no data set: give DATA.VAL=path/to/instances.json:path/to/images")
-    # All are loaded before the first is predicted on, so that a wrong name is found at once.
-    datasets = [load_set(cfg, spec, with_truth=False, categories=predictor.categories) for spec in cfg.DATA.VAL]
-    errors = []
-    for name, dataset in zip(unique_names([dataset.name for dataset in datasets]), datasets, strict=True):
-        path = Path(output).with_suffix(f".{name}.json") if len(datasets) > 1 else Path(output)
-        failures: dict[str, str] = {}
-        metrics = evaluate_model(
-            predictor,
-            dataset,
-            path,
-            metric=cfg.DATA.METRIC,
-            max_detections=cfg.TEST.RESULTS_PER_IM,
-            failures=failures,
-        )
-        if len(failures) > len(dataset) / 2:
-            errors.append(
-                f"{len(failures)} of {len(dataset)} images of {name} cannot be read and count as without detections"
-            )
-        if metrics:
-            print(f"\n{name}: {len(dataset)} images\n\n{format_metrics(metrics)}\n")
-        print(f"results: {path}" + (f"\nmetrics: {metrics_path(path)}" if metrics else ""))
-    return errors
-
-
-def check_writable(file: str | Path) -> None:
-    """Makes the folder of a file that is to be written; ValueError where it could not be written."""
-    file = Path(file)
-    if file.is_dir():
-        raise ValueError(f"{file} is a folder: give a file, such as {file / 'results.json'}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=file.parent).close()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be written ({error.strerror}): give another file") from None
-
-
-# ---------------------------------------------------------------- the command
+    confidence: float | None = None
+    top_k: int | None = None
+    classes: Sequence[str] | None = None
+    min_image_size: int | None = None
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what ./predict.py and ./train.py --predict share."""
     parser.add_argument(
-        "--output-dir", default="predictions", metavar="DIR", help="where pictures and JSON are written"
+        "--output-dir", default="predictions", metavar="DIR", help="where pictures, videos and JSON are written"
     )
     parser.add_argument("--no-show", action="store_true", help="open no window even where there is a display")
+    add_drawing_arguments(parser)
+    parser.add_argument("--top-k", type=number_from(1, int), metavar="N", help="keep the N best detections of an image")
+    parser.add_argument(
+        "--classes", type=lambda text: text.split(","), metavar="NAME,NAME", help="keep detections of these classes"
+    )
+
+
+def add_drawing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what every command that draws has: --confidence and --min-image-size."""
+    parser.add_argument(
+        "--confidence",
+        type=number_from(0, float, 1),
+        metavar="SCORE",
+        help="draw detections of at least this score (default: the model's TEST.RESULT_SCORE_THRESH_VIS)",
+    )
+    parser.add_argument(
+        "--min-image-size",
+        type=number_from(1, int),
+        metavar="PIXELS",
+        help="resize the shorter side to this (default: the model's PREPROC.TEST_SHORT_EDGE_SIZE)",
+    )
+
+
+def number_from(least: float, kind: Callable[[str], float], most: float = float("inf")) -> Callable[[str], float]:
+    """For argparse: a number in these bounds."""
+
+    def parse(text: str) -> float:
+        try:
+            if least <= (value := kind(text)) <= most:
+                return value
+        except ValueError:
+            pass
+        bounds = f"from {least} to {most}" if most < float("inf") else f"of at least {least}"
+        raise argparse.ArgumentTypeError(f"{text!r} is no {'whole ' * (kind is int)}number {bounds}")
+
+    return parse
+
+
+def picture_options(args: argparse.Namespace) -> PictureOptions:
+    """The PictureOptions of `add_predict_arguments`."""
+    return PictureOptions(args.confidence, args.top_k, args.classes, args.min_image_size)
 
 
 def run_prediction(
@@ -395,22 +104,23 @@ def run_prediction(
     inputs: Sequence[str] = (),
     evaluate: str | None = None,
     output_dir: str | Path = "predictions",
+    options: PictureOptions = PictureOptions(),
     show: bool = True,
 ) -> int:
     """Loads a model, predicts on the inputs and evaluates DATA.VAL, each if asked to; the command's exit status."""
     files = expand_inputs(inputs)
     if evaluate:
         check_writable(evaluate)
-    predictor, cfg = load_predictor(load_path, overrides, config_file)
+    predictor, cfg = load_predictor(load_path, [*overrides, *size_override(options.min_image_size)], config_file)
     errors: list[str] = []
     with predictor:
         if files:
-            threshold = cfg.TEST.RESULT_SCORE_THRESH_VIS
-            done = predict_files(predictor, files, output_dir, score_threshold=threshold, show=show)
+            threshold = cfg.TEST.RESULT_SCORE_THRESH_VIS if options.confidence is None else options.confidence
+            labels = labels_of(options.classes, predictor.categories) if options.classes else None
+            selection = Selection(threshold, options.top_k, labels)
+            done = predict_files(predictor, files, output_dir, selection=selection, show=show)
             errors += done.failures.values()
-            for file, picture in done.pictures.items():
-                print(f"{file} -> {picture}")
-            print(f"detections of all: {done.detections_file}")
+            announce(done)
         if evaluate:
             errors += evaluate_sets(predictor, cfg, evaluate)
     for error in errors:
@@ -418,19 +128,68 @@ def run_prediction(
     return 1 if errors else 0
 
 
+def run_benchmark(
+    load_path: str | Path,
+    inputs: Sequence[str] = (),
+    *,
+    overrides: Sequence[str] = (),
+    config_file: str | Path | None = None,
+) -> int:
+    """Prints how long each part of prediction takes on photos, without any on drawn ones; the command's exit status."""
+    files = expand_inputs(inputs)
+    predictor, cfg = load_predictor(load_path, overrides, config_file)
+    from FasterRCNN.engine.benchmark import format_times, time_prediction
+
+    with predictor, tempfile.TemporaryDirectory() as folder:
+        if not files:
+            draw_shapes_dataset(folder, num_train=DRAWN_PHOTOS, num_val=1, size=DRAWN_SIZE)
+            files = expand_inputs([str(Path(folder, "train2017"))])
+        times = time_prediction(predictor, [partial(read_image, file) for file in files])
+    print(f"\n{format_times(times)}, TEST.PRECISION={cfg.TEST.PRECISION}")
+    return 0
+
+
+def size_override(min_image_size: int | None) -> list[str]:
+    """--min-image-size as a change to the config."""
+    return [] if min_image_size is None else [f"PREPROC.TEST_SHORT_EDGE_SIZE={min_image_size}"]
+
+
+def announce(done: PredictedFiles) -> None:
+    """Says what was written where."""
+    for file, path in (done.pictures | done.videos).items():
+        print(f"{file} -> {path}")
+    if done.detections_file:
+        print(f"detections of all photos: {done.detections_file} (COCO: coco_results.json, coco_images.json)")
+
+
 def main() -> int:
-    """Predicts on photos or evaluates a trained model."""
+    """Predicts on photos and videos, or evaluates a trained model."""
     parser = argparse.ArgumentParser(
-        description="Draw a trained model's detections on photos, or evaluate it on the sets of DATA.VAL."
+        description="Draw a trained model's detections on photos and videos, or evaluate it on the sets of DATA.VAL."
     )
-    parser.add_argument("inputs", nargs="*", metavar="PHOTO", help="photos, folders of photos, or quoted globs")
+    parser.add_argument(
+        "inputs",
+        nargs="*",
+        metavar="INPUT",
+        help="photos, videos, folders of them, quoted globs, streams (rtsp://..., http://...), a camera's number",
+    )
     parser.add_argument("--load", required=True, metavar="MODEL", help="run folder, checkpoint or .npz file")
     parser.add_argument("--evaluate", metavar="OUT.json", help="evaluate DATA.VAL and write COCO results here")
+    parser.add_argument(
+        "--benchmark",
+        action="store_true",
+        help="time each part of prediction on the photos (without any: on drawn ones), TEST.IMS_PER_GPU at a time",
+    )
     add_predict_arguments(parser)
     add_config_arguments(parser)
     args = parser.parse_args()
+    if args.benchmark and args.evaluate:
+        parser.error("--benchmark and --evaluate are two runs: give one of them")
+    if args.benchmark:
+        changes = [*args.config, *size_override(args.min_image_size)]
+        return run_benchmark(args.load, args.inputs, overrides=changes, config_file=args.config_file)
     if not args.inputs and not args.evaluate:
-        parser.error("nothing to do: name photos, or --evaluate OUT.json")
+        parser.error("nothing to do: name photos or videos, --evaluate OUT.json, or --benchmark")
     return run_prediction(
         args.load,
         overrides=args.config,
@@ -438,6 +197,7 @@ def main() -> int:
         inputs=args.inputs,
         evaluate=args.evaluate,
         output_dir=args.output_dir,
+        options=picture_options(args),
         show=not args.no_show,
     )
 

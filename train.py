@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a detector; also predicts with one (--predict) or evaluates it (--evaluate). TensorFlow is imported late."""
+"""Trains a detector and draws the curves of runs (--plot); also predicts or evaluates. TensorFlow is imported late."""
 
 from __future__ import annotations
 
@@ -29,18 +29,13 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from data import load_set, load_training_set, make_train_dataflow
 from eval import format_metrics
+from FasterRCNN.engine.curves import plot_runs
 from FasterRCNN.engine.run_folder import CONFIG_FILE, check_run_folder, claim_run_folder, describe_run
 from FasterRCNN.metrics import MAIN_NUMBER
 from FasterRCNN.structures import Categories, Dataset
+from inference import build_predictor, draw_comparisons, evaluate_model, unique_names
 from model_table import format_table, read_headers
-from predict import (
-    add_predict_arguments,
-    build_predictor,
-    draw_comparisons,
-    evaluate_model,
-    run_prediction,
-    unique_names,
-)
+from predict import add_predict_arguments, picture_options, run_prediction
 
 if TYPE_CHECKING:
     from FasterRCNN.engine.callbacks import Evaluation
@@ -352,6 +347,7 @@ def make_evaluation(
                     dataset,
                     output_dir / f"{prefix.replace('/', '.')}step-{step}.json",
                     metric=cfg.DATA.METRIC,
+                    report_threshold=cfg.TEST.RESULT_SCORE_THRESH_VIS,
                     max_detections=cfg.TEST.RESULTS_PER_IM,
                     num_workers=cfg.DATA.NUM_WORKERS,
                     processes=job,
@@ -403,13 +399,17 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --logdir where it stopped")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --logdir first")
     parser.add_argument("--list-configs", action="store_true", help="do not train: print the models of configs/")
+    parser.add_argument("--plot", nargs="+", metavar="RUN", help="do not train: draw the curves of run folders as PNG")
     parser.add_argument("--predict", nargs="+", metavar="PHOTO", help="do not train: predict on photos with --load")
     parser.add_argument("--evaluate", metavar="OUT.json", help="do not train: evaluate --load on DATA.VAL")
     add_predict_arguments(parser)
+    parser.set_defaults(output_dir=None)  # --plot and --predict have each its own
     add_config_arguments(parser)
     args = parser.parse_args(argv)
     if (args.predict or args.evaluate) and not args.load:
         parser.error("--predict and --evaluate need --load MODEL: a run folder, checkpoint or .npz file")
+    if args.plot and (args.predict or args.evaluate or args.load or args.resume or args.overwrite):
+        parser.error("--plot only draws: leave --predict, --evaluate, --load, --resume and --overwrite out")
     if (args.predict or args.evaluate) and (args.resume or args.overwrite):
         parser.error("--predict and --evaluate do not train: leave --resume and --overwrite out")
     if args.resume and args.load:
@@ -418,11 +418,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Trains, or predicts, or evaluates, or lists the models."""
+    """Trains, or predicts, or evaluates, or draws curves, or lists the models."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     args = parse_arguments(sys.argv[1:])
     if args.list_configs:
         print(format_table(read_headers()))
+        return 0
+    if args.plot:
+        print(*plot_runs(args.plot, args.output_dir), sep="\n")
         return 0
     if not args.predict and not args.evaluate:
         return train(args, sys.argv)
@@ -432,8 +435,9 @@ def main() -> int:
         config_file=args.config_file,
         inputs=args.predict or (),
         evaluate=args.evaluate,
-        output_dir=args.output_dir,
+        options=picture_options(args),
         show=not args.no_show,
+        **({"output_dir": args.output_dir} if args.output_dir else {}),
     )
 
 

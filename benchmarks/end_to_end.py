@@ -27,7 +27,7 @@ from benchmarks.loader import JPEG_QUALITY, draw_photo  # noqa: E402
 from benchmarks.speed import benchmark_config, timed  # noqa: E402
 from FasterRCNN.imaging.postprocess import paste_mask, paste_masks_to_rle  # noqa: E402
 from FasterRCNN.imaging.read import read_image  # noqa: E402
-from predict import build_predictor, detect_files  # noqa: E402
+from inference import build_predictor, detect_files  # noqa: E402
 from tools.compare_reference import reference_value  # noqa: E402
 
 ASPECT_RATIO = 5 / 3  # an image of any size becomes 800×1333
@@ -58,7 +58,7 @@ def time_photos(args):
         for file in files:
             cv2.imwrite(file, draw_photo(random, height, width), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         photos = [(file, partial(read_image, file)) for file in files]
-        batches = [predictor._prepare([(0, read_image(file))]) for file in files]
+        batches = [predictor.prepare([(0, read_image(file))]) for file in files]
 
         def network_only():
             return [predictor.network_only(batch.images.tensors, batch.images.image_sizes) for batch in batches]
@@ -97,10 +97,10 @@ def timed_once(run):
 def print_parts(predictor, file, repeats):
     """Print what each part of the way takes when nothing else runs in this process."""
     photo = read_image(file)
-    batch = predictor._prepare([(0, photo)])
-    ran = predictor._run_batch(batch)
-    parts = {"reading": lambda: read_image(file), "resizing": lambda: predictor._prepare([(0, photo)]),
-             "network": lambda: predictor._run_batch(batch), "pasting and RLE": lambda: predictor._finish(ran)}
+    batch = predictor.prepare([(0, photo)])
+    ran = predictor.run_batch(batch)
+    parts = {"reading": lambda: read_image(file), "resizing": lambda: predictor.prepare([(0, photo)]),
+             "network": lambda: predictor.run_batch(batch), "pasting and RLE": lambda: predictor.finish(ran)}
     milliseconds = {name: 1000 * timed(run, 2 * repeats).min() for name, run in parts.items()}
     print("one after the other: " + ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items()))
 

@@ -33,7 +33,7 @@ def run(*command):
 def write_comparisons(model, base, output):
     """Write pictures of held-out images, truth beside prediction."""
     from FasterRCNN.datasets.catalog import load_dataset
-    from predict import draw_comparisons, load_predictor
+    from inference import draw_comparisons, load_predictor
 
     output.mkdir(parents=True, exist_ok=True)
     predictor, cfg = load_predictor(model, [f"DATA.BASEDIR={base}"])

@@ -1,5 +1,6 @@
 """Photos and data sets through the library and the command, with a detector whose answer is known."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -14,13 +15,16 @@ import numpy as np
 import pytest
 from bright_box import CATEGORIES, PHOTOS, WEIGHTS, BrightBoxDetector
 from pycocotools import mask as mask_utils
+from pycocotools.coco import COCO
 
+import media
 import predict
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
 from FasterRCNN.engine import weights as weight_files
 from FasterRCNN.imaging import window
-from FasterRCNN.structures import Categories
+from FasterRCNN.imaging.video import VideoReader, VideoWriter
+from FasterRCNN.structures import BoxList, Categories
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = ["PREPROC.TEST_SHORT_EDGE_SIZE=64", "PREPROC.MAX_SIZE=128", "MODE_FPN=True"]
@@ -72,7 +76,7 @@ def test_predict_files(tmp_path, model, photo_dir):
     predictor, _ = predict.load_predictor(model)
     assert predictor.categories == Categories(names=("dim", "bright"), ids=(3, 8))
     with predictor:
-        done = predict.predict_files(predictor, [photo_dir], tmp_path / "out" / "deep", score_threshold=0.5)
+        done = predict.predict_files(predictor, [photo_dir], tmp_path / "out" / "deep")
 
     files = [str(photo_dir / f"{i}.png") for i in range(len(PHOTOS))]
     assert list(done.pictures) == files and not done.failures
@@ -86,6 +90,15 @@ def test_predict_files(tmp_path, model, photo_dir):
     np.testing.assert_allclose(first["bbox"], [20, 30, 70, 80], atol=4)
     assert mask_utils.area(first["segmentation"]) == pytest.approx(70 * 80, rel=0.1)
     assert entries[1]["detections"] == []
+
+    coco = COCO(str(tmp_path / "out/deep/coco_images.json"))
+    results = coco.loadRes(str(tmp_path / "out/deep/coco_results.json"))
+    assert [image["file_name"] for image in coco.loadImgs(range(1, len(PHOTOS) + 1))] == files
+    assert coco.loadCats([3, 8]) == [{"id": 3, "name": "dim"}, {"id": 8, "name": "bright"}]
+    assert {key: results.loadAnns(results.getAnnIds(imgIds=1))[0][key] for key in ("category_id", "bbox", "score")} == {
+        key: first[key] for key in ("category_id", "bbox", "score")
+    }
+    assert results.getAnnIds(imgIds=2) == []
 
     # Blue to red, a drawn picture is no longer grey; one without detections is.
     drawn, plain = (cv2.imread(str(done.pictures[file])) for file in files[:2])
@@ -116,10 +129,147 @@ def test_inputs_are_files_folders_and_globs(tmp_path, photo_dir):
     assert predict.expand_inputs([bracketed]) == [str(bracketed)]
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(ValueError, match=r"no image \(.jpg, .*\) in folder .*empty"):
+    with pytest.raises(ValueError, match=r"no image \(.jpg, .*\) or video \(.mp4, .*\) in folder .*empty"):
         predict.expand_inputs([empty])
     with pytest.raises(ValueError, match=r"no file matches .*z\*"):
         predict.expand_inputs([tmp_path / "z*"])
+
+
+def write_video(path, number=12, size=(48, 64), fps=10.0):
+    """White squares that move to the right on black; the second half of the frames is empty."""
+    with VideoWriter(path, fps) as writer:
+        for i in range(number):
+            frame = np.zeros((*size, 3), np.uint8)
+            if i < number // 2:
+                frame[10:30, 4 * i : 4 * i + 20] = 255
+            writer.write(frame)
+    return str(path)
+
+
+class SquareFinder:
+    """Stands for a Predictor: what is white is found as label 2 at a score of 0.75, and as label 1 at half of it."""
+
+    categories, ims_per_batch, with_masks = Categories(("dim", "bright"), (3, 8)), 4, False
+
+    def predict(self, images):
+        return list(self.predict_stream(images))
+
+    def predict_stream(self, images):
+        return map(self.find, images)
+
+    @staticmethod
+    def find(image):
+        x, y, width, height = cv2.boundingRect((image[:, :, 0] > 128).astype(np.uint8))
+        count = 2 if width else 0
+        found = BoxList(np.tile(np.float32([[x, y, x + width, y + height]]), (count, 1)), image.shape[1::-1])
+        found.add_field("scores", np.float32([0.75, 0.375])[:count])
+        found.add_field("labels", np.int32([2, 1])[:count])
+        return found
+
+
+def frames_of(path):
+    with VideoReader(str(path)) as reader:
+        return [frame for _, frame in reader]
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_video_is_drawn_at_its_rate_with_a_line_for_each_frame(tmp_path):
+    source = write_video(tmp_path / "walk.avi")
+    done = predict.predict_files(SquareFinder(), [source], tmp_path / "out")
+    assert not done.failures and done.videos == {source: tmp_path / "out/walk_detected.mp4"}
+    assert done.detections_file is None and not (tmp_path / "out/detections.json").exists()
+    with VideoReader(str(done.videos[source])) as reader:
+        assert (reader.fps, reader.num_frames) == (10.0, 12)
+    lines = lines_of(tmp_path / "out/walk_detected.jsonl")
+    assert [line["frame"] for line in lines] == list(range(12))
+    np.testing.assert_allclose([line["time"] for line in lines], np.arange(12) / 10)
+    assert [len(line["detections"]) for line in lines] == [2] * 6 + [0] * 6
+    np.testing.assert_allclose([line["detections"][0]["bbox"][0] for line in lines[:6]], np.arange(6) * 4, atol=2)
+    assert lines[0]["detections"][0]["name"] == "bright" and (lines[0]["height"], lines[0]["width"]) == (48, 64)
+    colour = [int(np.ptp(frame.reshape(-1, 3).astype(int), axis=1).max()) for frame in frames_of(done.videos[source])]
+    assert min(colour[:6]) > 100 and max(colour[6:]) < 40
+
+
+def test_broken_missing_and_cut_off_videos_do_not_stop_the_others(tmp_path):
+    good, cut = write_video(tmp_path / "good.mp4"), write_video(tmp_path / "cut.avi", 60)
+    Path(cut).write_bytes(Path(cut).read_bytes()[: Path(cut).stat().st_size // 2])
+    (tmp_path / "empty.mp4").touch()
+    inputs = [str(tmp_path / "empty.mp4"), cut, str(tmp_path / "none.mp4"), good]
+    done = predict.predict_files(SquareFinder(), inputs, tmp_path / "out")
+    assert list(done.failures) == inputs[:3] and list(done.videos) == [cut, good]
+    assert "of 60 frames cannot be read" in done.failures[cut]
+    assert 0 < len(frames_of(done.videos[cut])) == len(lines_of(tmp_path / "out/cut_detected.jsonl")) < 60
+    assert not list((tmp_path / "out").glob("empty*")) and not list((tmp_path / "out").glob("none*"))
+
+
+def test_ctrl_c_leaves_a_playable_video(tmp_path):
+    class Interrupted(SquareFinder):
+        def predict_stream(self, images):
+            for number, found in enumerate(super().predict_stream(images)):
+                if number == 8:
+                    raise KeyboardInterrupt
+                yield found
+
+    source = write_video(tmp_path / "walk.mp4")
+    with pytest.raises(KeyboardInterrupt):
+        predict.predict_files(Interrupted(), [source], tmp_path / "out")
+    written = frames_of(tmp_path / "out/walk_detected.mp4")
+    assert 1 <= len(written) == len(lines_of(tmp_path / "out/walk_detected.jsonl")) <= 8
+
+
+def test_a_selection_is_of_classes_and_of_the_best():
+    found = BoxList(np.zeros((4, 4)), (9, 9))
+    found.add_field("scores", np.float32([0.2, 0.9, 0.5, 0.9]))
+    found.add_field("labels", np.int32([1, 2, 1, 1]))
+    scores = lambda **how: media.Selection(**how).of(found).get_field("scores").tolist()  # noqa: E731
+    np.testing.assert_allclose(scores(), [0.2, 0.9, 0.5, 0.9])
+    np.testing.assert_allclose(scores(top_k=2), [0.9, 0.9])
+    np.testing.assert_allclose(scores(top_k=2, labels=frozenset({1})), [0.5, 0.9])
+    assert scores(labels=frozenset({3})) == []
+    assert len(media.Selection(top_k=3).of(found[:0])) == 0
+
+
+def test_classes_are_found_by_name():
+    categories = Categories(("traffic light", "Hund"), (5, 9))
+    assert media.labels_of(["hund", "traffic light"], categories) == {1, 2}
+    with pytest.raises(ValueError, match="no class 'trafic light'. Did you mean 'traffic light'.* traffic light, Hund"):
+        media.labels_of(["trafic light"], categories)
+    with pytest.raises(ValueError, match="no class 'zzz'. Its classes: traffic light, Hund"):
+        media.labels_of(["zzz"], categories)
+
+
+def test_options_choose_what_is_drawn_and_kept(tmp_path, model, photo_dir):
+    photo = str(photo_dir / "0.png")
+    for name, options, kept, is_drawn in [
+        ("all", predict.PictureOptions(confidence=0.9), ["bright", "dim"], False),
+        ("best", predict.PictureOptions(top_k=1, min_image_size=96), ["bright"], True),
+        ("dim", predict.PictureOptions(classes=["dim"]), ["dim"], False),
+    ]:
+        assert predict.run_prediction(model, inputs=[photo], output_dir=tmp_path / name, options=options) == 0
+        (entry,) = json.loads((tmp_path / name / "detections.json").read_text())
+        assert [found["name"] for found in entry["detections"]] == kept
+        drawn = cv2.imread(str(tmp_path / name / "0_detected.png"))
+        assert (np.ptp(drawn.astype(int), axis=2).max() > 50) == is_drawn
+    with pytest.raises(ValueError, match="no class 'brihgt'. Did you mean 'bright'"):
+        predict.run_prediction(model, inputs=[photo], options=predict.PictureOptions(classes=["brihgt"]))
+
+
+@pytest.mark.parametrize(
+    "text, least, kind, most, message",
+    [
+        ("1.5", 0, float, 1, "'1.5' is no number from 0 to 1"),
+        ("nan", 0, float, 1, "'nan' is no number"),
+        ("0", 1, int, float("inf"), "'0' is no whole number of at least 1"),
+        ("many", 1, int, float("inf"), "'many' is no whole number"),
+    ],
+)
+def test_numbers_of_the_command_line(text, least, kind, most, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        predict.number_from(least, kind, most)(text)
+    assert predict.number_from(0, float, 1)("0.25") == 0.25
 
 
 def test_names_stay_apart():

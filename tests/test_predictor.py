@@ -110,7 +110,7 @@ def test_few_large_images_are_read_ahead(monkeypatch):
     monkeypatch.setattr("FasterRCNN.engine.predictor.WINDOW_PIXELS", 3 * 100 * 100)
     taken = []
     with predictor(ims_per_batch=2) as model:
-        windows = model._group(taken.append(i) or photo(100, 100) for i in range(9))
+        windows = model.batches(taken.append(i) or photo(100, 100) for i in range(9))
         assert [number for number, _ in next(windows)] == [0, 1] and taken == [0, 1, 2, 3]
         assert [[number for number, _ in batch] for batch in windows] == [[2, 3], [4, 5], [6, 7], [8]]
 

@@ -1,8 +1,12 @@
 """The training loop with a tiny detector: exact resumption, bad steps, signals, checkpoints, several devices."""
 
+import itertools
 import json
 import os
 import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +30,7 @@ from FasterRCNN.engine.weights import read_config, read_weights
 
 BATCH = 2
 NUM_IMAGES = 10
+DOCUMENTATION = Path(__file__).resolve().parent.parent / "docs" / "training.md"
 
 
 class TinyDetector:
@@ -406,6 +411,33 @@ def test_a_scaled_loss_trains_alike_after_the_steps_that_overflow(tmp_path):
     resumed = train(tmp_path / "a", 9, detector=OverflowingDetector(), scales_loss=True, resume=True)
     assert variables_of(resumed.last_checkpoint)["loss_scale/value"] == 2**13
     assert metrics_of(tmp_path / "a")[-1]["steps_not_made"] == 0
+
+
+def test_a_scaled_loss_adds_two_documented_scalars(tmp_path):
+    train(tmp_path / "a", 2, scales_loss=True)
+    train(tmp_path / "b", 2)
+    scaled, plain = (set(metrics_of(tmp_path / name)[0]) for name in "ab")
+    assert plain <= scaled and scaled - plain == {"loss_scale", "steps_not_made"}
+    rows = [line for line in DOCUMENTATION.read_text().splitlines() if "TRAIN.PRECISION=fp16" in line]
+    assert [row.split("`")[1] for row in rows] == ["loss_scale", "steps_not_made"]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_speed_is_that_of_the_steps_without_evaluations(tmp_path, monkeypatch, passes):
+    """By a clock that goes on by a second whenever it is read, and by a thousand in an evaluation."""
+    seconds = itertools.count()
+
+    def evaluate(weights, step):
+        for _ in range(1000):
+            next(seconds)
+        return Evaluation({"bbox/AP": 0.5})
+
+    clock = SimpleNamespace(perf_counter=lambda: next(seconds), time=time.time)
+    monkeypatch.setattr("FasterRCNN.engine.callbacks.time", clock)
+    train(tmp_path, 6, evaluate=evaluate, evaluation=1, passes=passes)
+    global_batch = 8
+    assert [line["images_per_second"] for line in metrics_of(tmp_path) if "images_per_second" in line] == (
+        [global_batch / passes] * 3)
 
 
 def test_gradients_that_are_never_finite_stop_a_scaled_run(tmp_path):

@@ -178,3 +178,56 @@ def test_colours_are_fixed_distinct_and_carry_readable_text():
     for colour in colours:
         luma = colour @ [0.114, 0.587, 0.299]
         assert abs(luma - visualize._ink_on(tuple(colour))[0]) > 100
+
+
+@pytest.mark.parametrize("name", ["traffic light", "собака", "交通信号灯", "naïve", "Ελλάδα"])
+def test_names_in_many_scripts_are_written(name):
+    """No letter becomes a question mark."""
+
+    def drawn(text):
+        canvas = np.zeros((40, 300, 3), np.uint8)
+        visualize._Tag(text, 0.6).draw(canvas, (0, 0), (0, 0, 0), (255, 255, 255))
+        return canvas
+
+    assert drawn(name).any()
+    assert all(not np.array_equal(drawn(letter), drawn("?")) for letter in name)
+
+
+def test_a_long_name_at_the_border_is_shortened_and_keeps_its_score():
+    names = Categories(("a very long name of a class " * 5, "cat"), (1, 2))
+    found = detections([[550, 450, 599, 499]], [0.9], [1])
+    instance = visualize._Instance(found.boxes[0], None, (9, 9, 9), names.names[0], " 0.90")
+    (tag,) = visualize._fit_tags([instance], (500, 600), visualize._Style.of(500, 600))
+    assert tag.text.startswith("a very long name") and tag.text.endswith("… 0.90") and 500 < tag.size[0] <= 600
+    drawn = draw_detections(np.zeros((500, 600, 3), np.uint8), found, names)
+    assert (drawn[:, :100] == class_colour(1)).all(axis=2).any()
+
+
+def test_text_shrinks_where_there_is_much_of_it_but_stays_readable():
+    style = visualize._Style.of(480, 640)
+    one = visualize._Instance(np.zeros(4), None, (9, 9, 9), "traffic light", " 0.50")
+    few, many = (visualize._fit_tags([one] * count, (480, 640), style)[0] for count in (3, 100))
+    assert few.font_scale == style.font_scale > many.font_scale >= style.least_font_scale
+    assert visualize._fit_tags([], (480, 640), style) == []
+
+
+def test_a_hundred_tags_cover_little_of_each_other():
+    random = np.random.default_rng(0)
+    corners = random.uniform(0, 1, (100, 2)) * (560, 420)
+    boxes = np.hstack([corners, np.minimum(corners + random.uniform(20, 150, (100, 2)), (640, 480))])
+    instances = [visualize._Instance(box, None, (9, 9, 9), "bicycle", " 0.50") for box in boxes]
+    taken = np.zeros((480, 640), int)
+    places = np.zeros((0, 4))
+    for tag, box in zip(visualize._fit_tags(instances, (480, 640), visualize._Style.of(480, 640)), boxes):
+        places = np.vstack([places, visualize._place_tag(box, tag.size, places, (480, 640))])
+        x1, y1, x2, y2 = places[-1].astype(int)
+        taken[y1:y2, x1:x2] += 1
+    covered = (taken > 1).sum() / (taken > 0).sum()
+    assert covered < 0.06
+
+
+def test_a_caption_leaves_the_rest_of_the_picture():
+    picture = np.full((480, 640, 3), 128, np.uint8)
+    captioned = visualize.draw_caption(picture, "12.3 frames/s")
+    assert (picture == 128).all() and (captioned[40:] == 128).all() and (captioned[:, 200:] == 128).all()
+    assert (captioned[:20, :60] > 200).any()

@@ -1,5 +1,6 @@
 """The commands one after another, as a user types them: draw, train, stop, resume, evaluate, score, predict."""
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from tensorflow.python.summary.summary_iterator import summary_iterator
+from tiny import TinyModel
 
 from FasterRCNN.engine.weights import read_config, read_weights, save_npz
 
@@ -21,6 +24,7 @@ TINY = [
     "TRAIN.STEPS_PER_EPOCH=3", "TRAIN.CHECKPOINT_PERIOD=1", "TRAIN.EVAL_PERIOD=2", "TRAIN.SUMMARY_PERIOD=1",
     "DATA.NUM_WORKERS=0", "TEST.IMS_PER_GPU=2", "TEST.RESULT_SCORE_THRESH=0.0", "TEST.RESULT_SCORE_THRESH_VIS=0.0",
 ]
+SOURCES = ("rpn", "box", "mask")  # of the scalars that the detector gives
 
 
 def command(script, *arguments, status=0):
@@ -57,8 +61,66 @@ def test_training_leaves_a_run_folder_that_describes_itself(run, base):
     assert config["DATA"]["CATEGORY_IDS"] == [3, 7, 12, 18, 25, 31]
     assert read_config(next(logdir.glob("model-8.index")))["DATA"]["CLASS_NAMES"] == config["DATA"]["CLASS_NAMES"]
     steps = [json.loads(line) for line in (logdir / "metrics.jsonl").read_text().splitlines()]
-    assert {"rpn/loss_cls", "box/loss_box", "mask/loss", "wd", "learning_rate"} <= set(steps[0])
-    assert list(logdir.glob("events.*"))
+    assert [step["step"] for step in steps] == list(range(1, 9))
+
+
+def documented_scalars(written):
+    """The names in the tables of docs/training.md that stand there as written so."""
+    rows = (line.split("|")[1:3] for line in (ROOT / "docs" / "training.md").read_text().splitlines() if "|" in line)
+    names = (names for names, when in rows if when.strip(" `") == written)
+    return {name for cell in names for name in re.findall("`([^`]+)`", cell)}
+
+
+def test_a_run_writes_the_documented_scalars_and_no_others(run):
+    boxes = documented_scalars("COCO")
+    wanted = documented_scalars("always") | documented_scalars("MODE_MASK=True")
+    evaluated = boxes | {name.replace("bbox/", "segm/") for name in boxes}
+    steps = [json.loads(line) for line in (run[0] / "metrics.jsonl").read_text().splitlines()]
+    written = set().union(*steps) - {"step", "time"}
+    assert set(steps[0]) - {"step", "time"} == wanted
+    of_sizes = {f"{kind}/A{which}{size}" for kind in ("bbox", "segm") for which in "PR" for size in "ml"}  # if there
+    assert evaluated - of_sizes <= set(steps[-1]) - wanted
+    assert written - wanted <= evaluated
+    summaries = [value for path in run[0].glob("events.*") for event in summary_iterator(str(path))
+                 for value in event.summary.value]
+    assert {value.tag for value in summaries if value.HasField("simple_value")} == written
+
+
+@pytest.mark.parametrize("changes, conditions", [
+    ({"MODE_MASK": False}, ["always"]),
+    ({"FPN.CASCADE": True}, ["always", "MODE_MASK=True"]),
+])
+def test_names_of_other_models_are_documented(changes, conditions):
+    wanted = {name for when in conditions for name in documented_scalars(when) if name.split("/")[0] in SOURCES}
+    if "FPN.CASCADE" in changes:
+        heads = {name for name in wanted if name.startswith("box/")}
+        wanted = wanted - heads | {name.replace("box/", f"box/stage{i}/") for name in heads for i in (1, 2, 3)}
+    model = TinyModel(changes)
+    assert {*model.losses, *model.metrics} == wanted
+
+
+def test_pictures_of_each_evaluation_are_in_tensorboard(run):
+    found = {}
+    for path in run[0].glob("events.*"):
+        for event in summary_iterator(str(path)):
+            found.update({(value.tag, event.step): value.image for value in event.summary.value
+                          if value.HasField("image")})
+    assert {step for _, step in found} == {6, 8}  # TRAIN.EVAL_PERIOD of 2 epochs of 3 steps, and the end
+    assert {tag.split("/")[0] for tag, _ in found} == {"image"} and len(found) == 2 * 3
+    picture = next(iter(found.values()))
+    pixels = cv2.imdecode(np.frombuffer(picture.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
+    assert pixels.shape[1] > 2 * 96 and pixels.std() > 20
+
+
+def test_curves_of_a_run(run, tmp_path):
+    output = command("train.py", "--plot", run[0], "--output-dir", tmp_path)
+    files = [Path(line) for line in output.splitlines()]
+    assert [file.stem for file in files] == ["losses", "evaluation", "speed", "heads"]
+    assert all(cv2.imread(str(file)) is not None for file in files)
+    output = command("train.py", "--plot", tmp_path, status=2)
+    assert "holds no run" in output and "Traceback" not in output
+    output = command("train.py", "--plot", run[0], "--resume", status=2)
+    assert "--plot only draws" in output
 
 
 def test_resumed_run_goes_the_same_way(run, base):

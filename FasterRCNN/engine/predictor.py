@@ -85,8 +85,8 @@ class Predictor:
 
         Resizing and the pasting of masks go on in threads while the network runs.
         """
-        batches = map_ahead(self._prepare, self._group(images), threads=1, ahead=1)
-        results = map_ahead(self._finish, map(self._run_batch, batches), threads=POSTPROCESS_THREADS)
+        batches = map_ahead(self.prepare, self.batches(images), threads=1, ahead=1)
+        results = map_ahead(self.finish, map(self.run_batch, batches), threads=POSTPROCESS_THREADS)
         return _in_order(pair for finished in results for pair in finished)
 
     def network_only(self, image: np.ndarray, image_size: np.ndarray) -> dict[str, np.ndarray]:
@@ -106,8 +106,8 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _group(self, images: Iterable[np.ndarray]) -> Iterator[list[tuple[int, np.ndarray]]]:
-        """Batches of (number, image) of like shape, from a window of some batches."""
+    def batches(self, images: Iterable[np.ndarray]) -> Iterator[list[tuple[int, np.ndarray]]]:
+        """Batches of (number, image), of like shape where a window of some batches has such."""
         most = 1 if self.ims_per_batch == 1 else GROUPING_WINDOW * self.ims_per_batch
         window, pixels = [], 0
         for number, image in enumerate(images):
@@ -116,26 +116,29 @@ class Predictor:
             pixels += image.shape[0] * image.shape[1]
             whole_batches = len(window) % self.ims_per_batch == 0
             if whole_batches and (len(window) == most or pixels >= WINDOW_PIXELS):
-                yield from self._batches(window)
+                yield from self._of_like_shape(window)
                 window, pixels = [], 0
-        yield from self._batches(window)
+        yield from self._of_like_shape(window)
 
-    def _batches(self, window: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
+    def _of_like_shape(self, window: list[tuple[int, np.ndarray]]) -> Iterator[list[tuple[int, np.ndarray]]]:
         # All have about the same shorter side after resizing: the aspect ratio is the shape.
         window.sort(key=lambda pair: pair[1].shape[1] / pair[1].shape[0])
         for start in range(0, len(window), self.ims_per_batch):
             yield window[start : start + self.ims_per_batch]
 
-    def _prepare(self, numbered: list[tuple[int, np.ndarray]]) -> _Batch:
+    def prepare(self, numbered: list[tuple[int, np.ndarray]]) -> Batch:
+        """A batch of numbered images, resized and padded."""
         resized = [resize_image(image, self._short_edge, self._max_size) for _, image in numbered]
         padded = to_image_list(resized, self._pad_multiple, min_side=MIN_SIDE)
         numbers, photos = zip(*numbered)
-        return _Batch(numbers, [photo.shape[1::-1] for photo in photos], padded)
+        return Batch(numbers, [photo.shape[1::-1] for photo in photos], padded)
 
-    def _run_batch(self, batch: _Batch) -> tuple[_Batch, dict[str, np.ndarray]]:
+    def run_batch(self, batch: Batch) -> tuple[Batch, dict[str, np.ndarray]]:
+        """A batch, and what `network_only` gives of it."""
         return batch, self.network_only(batch.images.tensors, batch.images.image_sizes)
 
-    def _finish(self, ran: tuple[_Batch, dict[str, np.ndarray]]) -> list[tuple[int, BoxList]]:
+    def finish(self, ran: tuple[Batch, dict[str, np.ndarray]]) -> list[tuple[int, BoxList]]:
+        """The detections of a batch that was run, by their images' numbers."""
         batch, outputs = ran
         finished = []
         for i, number in enumerate(batch.numbers):
@@ -159,7 +162,7 @@ class Predictor:
 
 
 @dataclass
-class _Batch:
+class Batch:
     """numbers: the images' places in the stream; photo_sizes: (w, h) of each; images: as the graph takes them."""
 
     numbers: Sequence[int]

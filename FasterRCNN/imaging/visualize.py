@@ -1,8 +1,9 @@
 """Pictures of ground truth and detections: translucent masks, boxes, and name tags that keep out of each other's way.
 
 A class has the same colour in every picture. Small photos are enlarged first, so that the tags can be read; line width
-and text follow the picture's size. Photos are BGR uint8 H × W × 3 and stay as they are: each function returns a new
-picture.
+and text follow the picture's size, and text shrinks where there is much of it. Photos are BGR uint8 H × W × 3 and stay
+as they are: each function returns a new picture. OpenCV's own letters are those of Latin, Greek, Cyrillic, Hebrew,
+Chinese, Japanese and Korean; others become question marks.
 """
 
 import colorsys
@@ -15,24 +16,31 @@ import pycocotools.mask as coco_mask
 
 from FasterRCNN.structures import BoxList, Categories, ImageRecord
 
-__all__ = ["class_colour", "draw_comparison", "draw_detections", "draw_truth"]
+__all__ = ["class_colour", "draw_caption", "draw_comparison", "draw_detections", "draw_truth"]
 
 MIN_SHORT_SIDE = 480  # of the picture; smaller photos are enlarged up to it
 MAX_ENLARGED_SIDE = 1600  # so that a photo of a line's shape does not become huge
 MASK_OPACITY = 0.4
 FONT = cv2.FONT_HERSHEY_SIMPLEX
+ELLIPSIS = "…"
 SUBPIXEL_BITS = 4
-PAPER, INK = (40, 40, 40), (240, 240, 240)  # of the headings, BGR
+PAPER, INK = (40, 40, 40), (240, 240, 240)  # of headings and captions, BGR
+FONT_SCALE, LEAST_FONT_SCALE = 0.45, 0.36  # in a picture of MIN_SHORT_SIDE
+TAGS_SHARE = 0.2  # of the picture that tags may cover before their text shrinks
 
 
 @dataclass
 class _Instance:
-    """One object to draw: its box and segmentation in the photo's pixels, its colour (BGR) and the text of its tag."""
+    """One object to draw: box and segmentation in the photo's pixels, colour (BGR), and what its tag says.
+
+    note: behind the name, and kept where a long name is shortened.
+    """
 
     box: np.ndarray
     segmentation: list[np.ndarray] | dict | None
     colour: tuple[int, int, int]
-    text: str
+    name: str
+    note: str = ""
 
 
 @dataclass
@@ -42,15 +50,42 @@ class _Style:
     zoom: float
     line: int
     font_scale: float
-    font_weight: int
+    least_font_scale: float
 
     @classmethod
     def of(cls, height: int, width: int) -> "_Style":
         short, long = sorted((height, width))
         zoom = max(1.0, min(MIN_SHORT_SIDE / short, MAX_ENLARGED_SIDE / long))
-        relative = zoom * short / MIN_SHORT_SIDE
-        font_scale = max(0.4, 0.45 * relative**0.7)
-        return cls(zoom, max(1, round(1.6 * relative**0.7)), font_scale, max(1, round(1.2 * font_scale)))
+        growth = max(zoom * short / MIN_SHORT_SIDE, 0.01) ** 0.7
+        scales = (max(LEAST_FONT_SCALE, scale * growth) for scale in (FONT_SCALE, LEAST_FONT_SCALE))
+        return cls(zoom, max(1, round(1.6 * growth)), *scales)
+
+
+@dataclass(frozen=True)
+class _Tag:
+    """A line of text with a margin around it; sizes in pixels."""
+
+    text: str
+    font_scale: float
+
+    @property
+    def margin(self) -> int:
+        return max(2, round(7 * self.font_scale))
+
+    @property
+    def size(self) -> np.ndarray:
+        """(width, height); all of a font scale are equally high, whichever letters they have."""
+        width = _text_width(self.text, self.font_scale)
+        (_, above), below = cv2.getTextSize("g", FONT, self.font_scale, _weight(self.font_scale))
+        return np.array([width + 2 * self.margin, above + below + self.margin])
+
+    def draw(self, canvas: np.ndarray, corner: tuple[int, int], ground: tuple, ink: tuple) -> None:
+        """Draws it with its upper left corner at (x, y)."""
+        (x, y), (width, height) = corner, self.size
+        below = cv2.getTextSize("g", FONT, self.font_scale, _weight(self.font_scale))[1]
+        cv2.rectangle(canvas, (x, y), (x + int(width) - 1, y + int(height) - 1), ground, cv2.FILLED)
+        origin = (x + self.margin, y + int(height) - self.margin // 2 - below)
+        cv2.putText(canvas, self.text, origin, FONT, self.font_scale, ink, _weight(self.font_scale), cv2.LINE_AA)
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -67,8 +102,8 @@ def draw_truth(image: np.ndarray, record: ImageRecord, categories: Categories) -
     for box, label, is_crowd, segmentation in zip(
         record.boxes, record.labels, record.is_crowd, record.segmentations, strict=True
     ):
-        name = categories.name_of_label(label) + (" (crowd)" if is_crowd else "")
-        instances.append(_Instance(box, segmentation, class_colour(int(label)), name))
+        name, note = categories.name_of_label(label), " (crowd)" if is_crowd else ""
+        instances.append(_Instance(box, segmentation, class_colour(int(label)), name, note))
     return _draw(image, instances)
 
 
@@ -85,8 +120,8 @@ def draw_detections(
     instances = []
     for i in np.argsort(-scores, kind="stable"):
         if scores[i] >= score_threshold:
-            text = f"{categories.name_of_label(labels[i])} {scores[i]:.2f}"
-            instances.append(_Instance(boxes[i], masks[i], class_colour(int(labels[i])), text))
+            name, note = categories.name_of_label(labels[i]), f" {scores[i]:.2f}"
+            instances.append(_Instance(boxes[i], masks[i], class_colour(int(labels[i])), name, note))
     return _draw(image, instances)
 
 
@@ -106,6 +141,13 @@ def draw_comparison(
     return _side_by_side(truth, prediction, headings)
 
 
+def draw_caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """The picture with a line of text on a dark ground in its upper left corner."""
+    drawn = picture.copy()
+    _Tag(text, _Style.of(*picture.shape[:2]).font_scale).draw(drawn, (0, 0), PAPER, INK)
+    return drawn
+
+
 def _draw(image: np.ndarray, instances: Sequence[_Instance]) -> np.ndarray:
     """Draws large objects first, so that small ones stay visible; tags last, placed in the order of the instances."""
     style = _Style.of(*image.shape[:2])
@@ -117,27 +159,32 @@ def _draw(image: np.ndarray, instances: Sequence[_Instance]) -> np.ndarray:
             _draw_mask(canvas, instances[i], style)
     for i in by_area:
         _draw_box(canvas, boxes[i], instances[i].colour, style)
-    _draw_tags(canvas, [instance.text for instance in instances], boxes, [i.colour for i in instances], style)
+    _draw_tags(canvas, instances, boxes, style)
     return canvas
 
 
 def _draw_mask(canvas: np.ndarray, instance: _Instance, style: _Style) -> None:
     bitmap = _bitmap(instance.segmentation, canvas.shape[:2], style.zoom)
-    x, y, width, height = cv2.boundingRect(bitmap)
-    if width == 0:
+    rows, columns = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (1, 0))
+    if not rows.size:
         return
-    region, inside = canvas[y : y + height, x : x + width], bitmap[y : y + height, x : x + width] > 0
-    tinted = region[inside] * (1 - MASK_OPACITY) + np.array(instance.colour) * MASK_OPACITY
-    region[inside] = tinted.round().astype(np.uint8)
-    contours, _ = cv2.findContours(bitmap, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    # pycocotools' bitmaps lie column by column, which OpenCV takes long to turn: only what is needed of them.
+    inside, region = np.ascontiguousarray(bitmap[window]), canvas[window]
+    tinted = cv2.addWeighted(region, 1 - MASK_OPACITY, np.full_like(region, instance.colour), MASK_OPACITY, 0)
+    cv2.copyTo(tinted, inside, region)
+    corner = int(columns[0]), int(rows[0])
+    contours, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=corner)
     cv2.drawContours(canvas, contours, -1, instance.colour, max(1, style.line - 1), cv2.LINE_AA)
 
 
 def _bitmap(segmentation: list[np.ndarray] | dict, canvas_size: tuple[int, int], zoom: float) -> np.ndarray:
-    """The segmentation of a photo as a uint8 bitmap (0 or 255) of the enlarged picture."""
+    """The segmentation of a photo as a uint8 bitmap (0 or not) of the enlarged picture."""
     if isinstance(segmentation, dict):
-        mask = coco_mask.decode(segmentation) * np.uint8(255)
-        enlarged = cv2.resize(mask, canvas_size[::-1], interpolation=cv2.INTER_LINEAR)
+        mask = coco_mask.decode(segmentation)
+        if zoom == 1:
+            return mask
+        enlarged = cv2.resize(mask * np.uint8(255), canvas_size[::-1], interpolation=cv2.INTER_LINEAR)
         return cv2.threshold(enlarged, 127, 255, cv2.THRESH_BINARY)[1]
     bitmap = np.zeros(canvas_size, np.uint8)
     for polygon in segmentation:
@@ -156,36 +203,55 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, colour: tuple[int, int, int],
 
 
 def _draw_tags(
-    canvas: np.ndarray,
-    texts: Sequence[str],
-    boxes: Sequence[np.ndarray],
-    colours: Sequence[tuple[int, int, int]],
-    style: _Style,
+    canvas: np.ndarray, instances: Sequence[_Instance], boxes: Sequence[np.ndarray], style: _Style
 ) -> None:
     taken = np.zeros((0, 4))
-    for text, box, colour in zip(texts, boxes, colours, strict=True):
-        (text_width, text_height), below = cv2.getTextSize(text, FONT, style.font_scale, style.font_weight)
-        margin = max(2, text_height // 4)
-        size = np.array([text_width + 2 * margin, text_height + below + 2 * margin])
-        tag = _place_tag(box, size, taken, canvas.shape[:2])
-        taken = np.vstack([taken, tag])
-        x1, y1, x2, y2 = tag.tolist()
-        cv2.rectangle(canvas, (x1, y1), (x2 - 1, y2 - 1), colour, cv2.FILLED)
-        origin = (x1 + margin, y2 - margin - below)
-        cv2.putText(canvas, text, origin, FONT, style.font_scale, _ink_on(colour), style.font_weight, cv2.LINE_AA)
+    for tag, box, instance in zip(_fit_tags(instances, canvas.shape[:2], style), boxes, instances, strict=True):
+        place = _place_tag(box, tag.size, taken, canvas.shape[:2])
+        taken = np.vstack([taken, place])
+        tag.draw(canvas, tuple(place[:2].tolist()), instance.colour, _ink_on(instance.colour))
+
+
+def _fit_tags(instances: Sequence[_Instance], canvas_size: tuple[int, int], style: _Style) -> list[_Tag]:
+    """The tags, none wider than the picture, in the largest text that leaves enough of the picture to see."""
+    height, width = canvas_size
+    for font_scale in np.linspace(style.font_scale, style.least_font_scale, 4).tolist():
+        room = width - _Tag("", font_scale).size[0]
+        tags = [_Tag(_shorten(instance.name, instance.note, font_scale, room), font_scale) for instance in instances]
+        if sum(np.prod(tag.size) for tag in tags) <= TAGS_SHARE * height * width:
+            break
+    return tags
+
+
+def _shorten(name: str, note: str, font_scale: float, room: int) -> str:
+    """name + note, the name cut as little as needed where together they are wider than `room` pixels."""
+    if _text_width(name + note, font_scale) <= room:
+        return name + note
+    cuts = (name[:end].rstrip() + ELLIPSIS + note for end in range(len(name) - 1, 0, -1))
+    return next((text for text in cuts if _text_width(text, font_scale) <= room), ELLIPSIS + note)
+
+
+def _text_width(text: str, font_scale: float) -> int:
+    return cv2.getTextSize(text, FONT, font_scale, _weight(font_scale))[0][0]
+
+
+def _weight(font_scale: float) -> int:
+    return max(1, round(1.2 * font_scale))
 
 
 def _place_tag(box: np.ndarray, size: np.ndarray, taken: np.ndarray, canvas_size: tuple[int, int]) -> np.ndarray:
     """Where in the picture, as int (x1, y1, x2, y2), a tag of `size` (w, h) at `box` covers least of the `taken` ones.
 
-    In order of liking: above the box, inside its top, below it, inside its bottom, each from left to right; beside it.
+    In order of liking: above the box, inside its top, below it, inside its bottom, each from left to right; beside it;
+    anywhere inside it.
     """
     x1, y1, x2, y2 = np.round(box)
     width, height = size
     columns = np.linspace(x1, max(x1, x2 - width), 5)
     rows = [y1 - height, y1, y2, y2 - height]
-    beside = [(x, y) for y in (y1, y2 - height) for x in (x2, x1 - width)]
-    corners = np.array([(x, y) for y in rows for x in columns] + beside)
+    beside = [(x, y) for y in (*np.arange(y1, y2 - height, height)[:8], y2 - height) for x in (x2, x1 - width)]
+    inside = [(x, y) for y in np.arange(y1 + height, y2 - height, height)[:20] for x in columns]
+    corners = np.array([(x, y) for y in rows for x in columns] + beside + inside)
     corners = np.clip(corners, 0, np.maximum(0, np.array(canvas_size[::-1]) - size))
     places = np.hstack([corners, corners + size])
     shared = np.minimum(places[:, None, 2:], taken[:, 2:]) - np.maximum(places[:, None, :2], taken[:, :2])
@@ -204,13 +270,11 @@ def _side_by_side(left: np.ndarray, right: np.ndarray, headings: tuple[str, str]
     height, width = left.shape[:2]
     gap = max(4, width // 100)
     font_scale = 1.4 * _Style.of(height, width).font_scale
-    widest = max(cv2.getTextSize(heading, FONT, font_scale, 1)[0][0] for heading in headings)
-    font_scale *= min(1.0, 0.95 * width / widest)
-    (_, text_height), below = cv2.getTextSize("Ag", FONT, font_scale, 1)
-    band = 2 * (text_height + below)
+    font_scale *= min(1.0, *(0.95 * width / _Tag(heading, font_scale).size[0] for heading in headings))
+    tags = [_Tag(heading, font_scale) for heading in headings]
+    band = round(1.3 * tags[0].size[1])
     picture = np.full((band + height, 2 * width + gap, 3), PAPER, np.uint8)
-    for image, heading, x in zip((left, right), headings, (0, width + gap), strict=True):
+    for image, tag, x in zip((left, right), tags, (0, width + gap), strict=True):
         picture[band:, x : x + width] = image
-        baseline = (x + text_height // 2, (band + text_height) // 2)
-        cv2.putText(picture, heading, baseline, FONT, font_scale, INK, 1, cv2.LINE_AA)
+        tag.draw(picture, (x, (band - tag.size[1]) // 2), PAPER, INK)
     return picture

@@ -10,6 +10,7 @@ import tensorflow.compat.v1 as tf
 from ..ops.boxes import area, clip_boxes, decode_boxes
 from .box_head import expand, labelled_rois, match_objects, with_one_filled
 from .losses import box_head_losses
+from .metrics import box_metrics, named
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def train_boxes(stages, pool, rois, image_size, gt_boxes, gt_labels):
         logits, deltas = (expand(x, filled) for x in stage.head(scale_gradient(features, 1 / len(stages))))
         losses[f"{stage.name}/loss_cls"], losses[f"{stage.name}/loss_box"] = box_head_losses(
             logits, deltas, rois, gt_boxes, weights=stage.weights)
-        metrics.update({f"{stage.name}/{name}": value for name, value in box_metrics(logits, rois).items()})
+        metrics.update(named(stage.name, box_metrics(logits, rois)))
         if following:
             refined = stage.refine(rois.boxes, deltas, image_size)
             rois = relabel_rois(rois, refined, gt_boxes, gt_labels, following.foreground_thresh)
@@ -85,15 +86,3 @@ def relabel_rois(rois, boxes, gt_boxes, gt_labels, foreground_thresh):
     chosen = rois.is_chosen & (area(boxes) > 0)
     is_foreground, matched = match_objects(boxes, gt_boxes, gt_labels, foreground_thresh)
     return labelled_rois(boxes, matched, is_foreground & chosen, chosen, gt_labels)
-
-
-def box_metrics(logits, rois):
-    """Return what tells how a stage's training goes, a dict of scalars (means over the batch): logits B×S×(K+1)."""
-    chosen = tf.cast(rois.is_chosen, tf.float32)
-    foreground = tf.cast(rois.is_foreground, tf.float32)
-    right = tf.cast(tf.equal(tf.argmax(logits, axis=2), rois.labels), tf.float32)
-    return {
-        "foreground": tf.reduce_mean(tf.reduce_sum(foreground, axis=1)),
-        "accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * chosen), tf.reduce_sum(chosen)),
-        "foreground_accuracy": tf.math.divide_no_nan(tf.reduce_sum(right * foreground), tf.reduce_sum(foreground)),
-    }

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from ..ops.extent import BatchExtent
-from .box_head import FinalBoxes, compact, expand, image_indices, with_one_filled
+from .box_head import compact, expand, image_indices, with_one_filled
 from .cascade import BoxStage, score_boxes, train_boxes
 from .losses import mask_loss, rpn_losses
 from .mask_head import gather_bytes, mask_targets
+from .metrics import mask_metrics, named, rpn_metrics
 
 
 @dataclass(frozen=True)
@@ -56,19 +57,20 @@ class Detector:
         _, levels, extent = self.features(image, image_size)
         rpn = self.rpn_head(levels, extent)
         anchors = self.sample_anchors(rpn, image_size, gt_boxes, gt_labels, image_seeds)
-        losses = {}
+        losses, objectness = {}, tf.concat(rpn.objectness, 1)
         losses["rpn/loss_cls"], losses["rpn/loss_box"] = rpn_losses(
-            tf.concat(rpn.objectness, 1), tf.concat(rpn.deltas, 1), anchors, total=self.rpn_batch_per_image)
+            objectness, tf.concat(rpn.deltas, 1), anchors, total=self.rpn_batch_per_image)
+        metrics = named("rpn", rpn_metrics(objectness, anchors))
 
         proposals = self.propose(rpn, image_size, training=True)
         rois = self.sample_rois(proposals, gt_boxes, gt_labels, image_seeds)
-        box_losses, metrics, features = train_boxes(
+        box_losses, of_boxes, features = train_boxes(
             self.box_stages, self._pool(levels, extent), rois, image_size, gt_boxes, gt_labels)
         losses.update(box_losses)
-        metrics["rpn/foreground"] = tf.reduce_mean(
-            tf.reduce_sum(tf.cast(anchors.is_foreground, tf.float32), axis=1))
+        metrics.update(of_boxes)
         if self.mask_head:
-            losses["mask/loss"] = self._mask_loss(levels, extent, features, rois, gt_boxes, gt_masks)
+            losses["mask/loss"], of_masks = self._train_masks(levels, extent, features, rois, gt_boxes, gt_masks)
+            metrics.update(of_masks)
         return losses, metrics
 
     def detect(self, image, image_size):
@@ -84,7 +86,7 @@ class Detector:
         result = {"boxes": final.boxes, "scores": final.scores, "labels": tf.cast(final.labels, tf.int32),
                   "num_detections": tf.cast(final.count, tf.int32)}
         if self.mask_head:
-            result["masks"] = self._detect_masks(levels, extent, final)
+            result["masks"] = self._masks(levels, extent, final.boxes, final.labels)
         return result
 
     def features(self, image, image_size):
@@ -100,7 +102,7 @@ class Detector:
     def _pool(self, levels, extent):
         return lambda boxes, filled: self.box_features(levels, compact(boxes, filled), image_indices(filled), extent)
 
-    def _mask_loss(self, levels, extent, box_features, rois, gt_boxes, gt_masks):
+    def _train_masks(self, levels, extent, box_features, rois, gt_boxes, gt_masks):
         box_filled = with_one_filled(rois.is_chosen)
         filled = with_one_filled(rois.is_foreground, among=box_filled)
         boxes, image_index = compact(rois.boxes, filled), image_indices(filled)
@@ -111,12 +113,13 @@ class Detector:
         logits = self.mask_head(features, compact(rois.labels, filled))
         objects = tf.stack([image_index, compact(rois.matched, filled)], axis=1)
         targets = mask_targets(boxes, tf.gather_nd(gt_boxes, objects), gather_bytes(gt_masks, objects), logits.shape[1])
-        return mask_loss(logits, targets, compact(rois.is_foreground, filled), image_index, filled.shape[0])
+        is_foreground = compact(rois.is_foreground, filled)
+        loss = mask_loss(logits, targets, is_foreground, image_index, filled.shape[0])
+        return loss, named("mask", mask_metrics(logits, targets, is_foreground))
 
-    def _detect_masks(self, levels, extent, final: FinalBoxes):
-        valid = tf.range(final.boxes.shape[1], dtype=tf.int64)[None] < final.count[:, None]
-        filled = with_one_filled(valid)
+    def _masks(self, levels, extent, boxes, labels):
+        filled = with_one_filled(labels > 0)
         pool = self.mask_features or self.box_features
-        features = pool(levels, compact(final.boxes, filled), image_indices(filled), extent)
-        logits = self.mask_head(features, compact(final.labels, filled))
-        return expand(tf.sigmoid(logits), filled) * tf.cast(valid, tf.float32)[:, :, None, None]
+        features = pool(levels, compact(boxes, filled), image_indices(filled), extent)
+        logits = self.mask_head(features, compact(labels, filled))
+        return expand(tf.sigmoid(logits), filled) * tf.cast(labels > 0, tf.float32)[:, :, None, None]
