@@ -18,17 +18,7 @@ from config import add_config_arguments, run_command
 
 from FasterRCNN.datasets.shapes import draw_shapes_dataset
 from FasterRCNN.imaging.read import read_image
-from inference import (  # noqa: F401
-    build_predictor,
-    check_writable,
-    detect_files,
-    draw_comparisons,
-    evaluate_model,
-    evaluate_sets,
-    find_categories,
-    load_predictor,
-    unique_names,
-)
+from inference import check_writable, evaluate_sets, load_predictor
 from media import PredictedFiles, Selection, expand_inputs, labels_of, predict_files
 
 DRAWN_PHOTOS, DRAWN_SIZE = 8, 640

@@ -20,7 +20,7 @@ import numpy as np
 
 from FasterRCNN.imaging.visualize import draw_detections
 from FasterRCNN.structures import BoxList, Categories
-from predict import load_predictor
+from inference import load_predictor
 
 __all__ = ["Predictor"]
 

@@ -17,6 +17,7 @@ from bright_box import CATEGORIES, PHOTOS, WEIGHTS, BrightBoxDetector
 from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 
+import inference
 import media
 import predict
 from FasterRCNN.datasets.catalog import load_dataset
@@ -273,7 +274,7 @@ def test_numbers_of_the_command_line(text, least, kind, most, message):
 
 
 def test_names_stay_apart():
-    assert predict.unique_names(["a", "A", "a_2", "a", "b"]) == ["a", "A_2", "a_2_2", "a_3", "b"]
+    assert inference.unique_names(["a", "A", "a_2", "a", "b"]) == ["a", "A_2", "a_2_2", "a_3", "b"]
 
 
 def test_evaluate_each_set(tmp_path, model, photo_dir, capsys):
@@ -306,14 +307,14 @@ def test_unreadable_images_of_a_set_count_as_empty(tmp_path, model, photo_dir, c
     dataset = load_dataset(f"{write_annotations(tmp_path / 'a.json')}:{photo_dir}")
     with predict.load_predictor(model)[0] as predictor:
         (photo_dir / "0.png").unlink()
-        metrics = predict.evaluate_model(predictor, dataset, tmp_path / "out.json")
+        metrics = inference.evaluate_model(predictor, dataset, tmp_path / "out.json")
         # 5 of 6 objects: precision 1 up to recall 5/6, 84 of 101 points.
         assert metrics.bbox["AP50"] == pytest.approx(84 / 101)
         assert "0.png" in caplog.text
         for file in photo_dir.glob("*.png"):
             file.unlink()
         with pytest.raises(ValueError, match=r"no image of a can be read; the first: .*0.png"):
-            predict.evaluate_model(predictor, dataset, tmp_path / "out.json")
+            inference.evaluate_model(predictor, dataset, tmp_path / "out.json")
 
 
 def test_a_model_that_finds_nothing(tmp_path, model, photo_dir, capsys):
@@ -355,7 +356,7 @@ def test_names_for_weights_without_a_config(tmp_path, photo_dir, caplog):
 
     cfg = default_config()
     heads = {"fastrcnn/outputs/class/b": np.zeros(4)}
-    assert predict.find_categories(cfg, heads).by_id == {1: "class 1", 2: "class 2", 3: "class 3"}
+    assert inference.find_categories(cfg, heads).by_id == {1: "class 1", 2: "class 2", 3: "class 3"}
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
@@ -371,7 +372,7 @@ def test_build_predictor_for_the_training_callback():
     cfg = default_config()
     cfg.update_args([*SETTINGS, *NAMED, "MODE_MASK=False"])
     finalize_configs(cfg, is_training=False)
-    with predict.build_predictor(cfg, WEIGHTS) as predictor:
+    with inference.build_predictor(cfg, WEIGHTS) as predictor:
         (found,) = predictor.predict([PHOTOS[0][0]])
     assert found.get_field("labels").tolist() == [2, 1] and not found.has_field("masks")
 
@@ -460,8 +461,8 @@ def test_comparisons_leave_out_what_cannot_be_read(tmp_path, model, photo_dir):
     dataset = load_dataset(f"{write_annotations(tmp_path / 'a.json')}:{photo_dir}")
     (photo_dir / "1.png").write_bytes(b"no image")
     with predict.load_predictor(model)[0] as predictor:
-        pictures = predict.draw_comparisons(predictor, dataset, 3, score_threshold=0.5)
-        assert len(predict.draw_comparisons(predictor, dataset, 100, score_threshold=0.5)) == len(PHOTOS) - 1
+        pictures = inference.draw_comparisons(predictor, dataset, 3, score_threshold=0.5)
+        assert len(inference.draw_comparisons(predictor, dataset, 100, score_threshold=0.5)) == len(PHOTOS) - 1
     assert list(pictures) == [50, 52]
     assert pictures[50].shape[1] >= 2 * 200
 
@@ -475,7 +476,7 @@ def test_a_photo_of_another_size_than_annotated_is_not_evaluated(tmp_path, model
     dataset = load_dataset(f"{file}:{photo_dir}", with_truth=False)
     failures = {}
     with predict.load_predictor(model)[0] as predictor:
-        predict.evaluate_model(predictor, dataset, tmp_path / "out.json", failures=failures)
+        inference.evaluate_model(predictor, dataset, tmp_path / "out.json", failures=failures)
     (reason,) = failures.values()
     assert "annotated as" in reason
 
