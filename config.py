@@ -217,6 +217,11 @@ TABLE = (
     Key("TEST.RESULT_SCORE_THRESH_VIS", 0.5, float, "detections of a lower score are not drawn", BELOW_ONE),
     Key("TEST.RESULTS_PER_IM", 100, int, "most detections of an image", AT_LEAST_ONE),
     Key("TEST.MASK_THRESH", 0.5, float, "mask probability from which a pixel belongs to the object", BELOW_ONE),
+    Key("TEST.AUGMENT_SCALES", (), list[int],
+        "look at each photo with its shorter side at each of these, pixels, and join what is seen; []: one look",
+        AT_LEAST_ONE),
+    Key("TEST.AUGMENT_FLIPS", (), list[str], "look at each photo mirrored too, at each scale",
+        one_of("horizontal", "vertical")),
 )
 
 KEYS: dict[str, Key] = {key.name: key for key in TABLE}
@@ -240,6 +245,8 @@ EXAMPLES = {
     "DATA.CLASS_NAMES": ["cat", "dog"],
     "DATA.CATEGORY_IDS": [17, 18],
     "BACKBONE.WEIGHTS": "/path/to/weights.npz",
+    "TEST.AUGMENT_SCALES": [600, 800, 1000],
+    "TEST.AUGMENT_FLIPS": ["horizontal"],
 }
 COMMA = re.compile(r",(?![^()]*\))")  # between items, not between an item's own arguments
 OLD_DATASETS = ("train2014", "val2014", "minival2014", "valminusminival2014", "train2017", "val2017")

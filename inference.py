@@ -79,23 +79,26 @@ def load_predictor(
 def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: str = "the weights") -> Predictor:
     """The predictor of a finalized config and weights by variable name; source: what messages call the weights."""
     from FasterRCNN.engine.predictor import Predictor
+    from FasterRCNN.engine.tta import AugmentedPredictor
     from FasterRCNN.modeling.build import build_detector
 
     detector = build_detector(cfg)
-    return Predictor(
-        detector,
-        weights,
-        categories=configured_categories(cfg),
-        short_edge=cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
-        max_size=cfg.PREPROC.MAX_SIZE,
-        pad_multiple=detector.pad_multiple,
-        ims_per_batch=cfg.TEST.IMS_PER_GPU,
-        with_masks=cfg.MODE_MASK,
-        mask_threshold=cfg.TEST.MASK_THRESH,
-        accurate_paste=cfg.MRCNN.ACCURATE_PASTE,
-        config=cfg.to_dict(),
-        source=source,
-    )
+    options = {
+        "categories": configured_categories(cfg),
+        "short_edge": cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
+        "max_size": cfg.PREPROC.MAX_SIZE,
+        "pad_multiple": detector.pad_multiple,
+        "ims_per_batch": cfg.TEST.IMS_PER_GPU,
+        "with_masks": cfg.MODE_MASK,
+        "mask_threshold": cfg.TEST.MASK_THRESH,
+        "accurate_paste": cfg.MRCNN.ACCURATE_PASTE,
+        "config": cfg.to_dict(),
+        "source": source,
+    }
+    if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
+        scales = cfg.TEST.AUGMENT_SCALES or [cfg.PREPROC.TEST_SHORT_EDGE_SIZE]
+        return AugmentedPredictor(detector, weights, scales=scales, flips=cfg.TEST.AUGMENT_FLIPS, **options)
+    return Predictor(detector, weights, **options)
 
 
 def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categories:
