@@ -148,6 +148,8 @@ TABLE = (
     Key("TRAIN.PRECISION", "fp32", str,
         "of the network; losses, box deltas and weights stay fp32. fp16 scales the loss", PRECISIONS),
     Key("TRAIN.HALF_ON_WIRE", False, bool, "horovod: exchange gradients as float16, half the bytes"),
+    Key("TRAIN.STALL_TIMEOUT", 600, int,
+        "seconds without any progress after which a run ends and names who stalled; 0: never", NOT_NEGATIVE),
     Key("TRAIN.STEPS_PER_EPOCH", 500, int, "steps of an epoch, the unit of the periods below", AT_LEAST_ONE),
     Key("TRAIN.STARTING_EPOCH", 1, int, "first epoch", AT_LEAST_ONE),
     Key("TRAIN.EVAL_PERIOD", 50, int, "epochs between evaluations", AT_LEAST_ONE),
