@@ -150,6 +150,8 @@ TABLE = (
     Key("TRAIN.PRECISION", "fp32", str,
         "of the network; losses, box deltas and weights stay fp32. fp16 scales the loss", PRECISIONS),
     Key("TRAIN.HALF_ON_WIRE", False, bool, "horovod: exchange gradients as float16, half the bytes"),
+    Key("TRAIN.STALL_TIMEOUT", 600, int,
+        "seconds without any progress after which a run ends and names who stalled; 0: never", NOT_NEGATIVE),
     Key("TRAIN.STEPS_PER_EPOCH", 500, int, "steps of an epoch, the unit of the periods below", AT_LEAST_ONE),
     Key("TRAIN.STARTING_EPOCH", 1, int, "first epoch", AT_LEAST_ONE),
     Key("TRAIN.EVAL_PERIOD", 50, int, "epochs between evaluations", AT_LEAST_ONE),
@@ -248,6 +250,11 @@ TABLE = (
     Key("TEST.RESULT_SCORE_THRESH_VIS", 0.5, float, "detections of a lower score are not drawn", BELOW_ONE),
     Key("TEST.RESULTS_PER_IM", 100, int, "most detections of an image", AT_LEAST_ONE),
     Key("TEST.MASK_THRESH", 0.5, float, "mask probability from which a pixel belongs to the object", BELOW_ONE),
+    Key("TEST.AUGMENT_SCALES", (), list[int],
+        "look at each photo with its shorter side at each of these, pixels, and join what is seen; []: one look",
+        AT_LEAST_ONE),
+    Key("TEST.AUGMENT_FLIPS", (), list[str], "look at each photo mirrored too, at each scale",
+        one_of("horizontal", "vertical")),
 )
 
 KEYS: dict[str, Key] = {key.name: key for key in TABLE}
@@ -274,6 +281,8 @@ EXAMPLES = {
     "DATA.CLASS_NAMES": ["cat", "dog"],
     "DATA.CATEGORY_IDS": [17, 18],
     "BACKBONE.WEIGHTS": "/path/to/weights.npz",
+    "TEST.AUGMENT_SCALES": [600, 800, 1000],
+    "TEST.AUGMENT_FLIPS": ["horizontal"],
 }
 COMMA = re.compile(r",(?![^()]*\))")  # between items, not between an item's own arguments
 OLD_DATASETS = ("train2014", "val2014", "minival2014", "valminusminival2014", "train2017", "val2017")

@@ -36,6 +36,7 @@ from eval import (
 )
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
 from FasterRCNN.datasets.photos import read_photo
+from FasterRCNN.engine.stall import WAITING
 from FasterRCNN.imaging.visualize import draw_comparison
 from FasterRCNN.report import make_report
 from FasterRCNN.structures import BoxList, Categories, Dataset
@@ -79,26 +80,29 @@ def load_predictor(
 def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: str = "the weights") -> Predictor:
     """The predictor of a finalized config and weights by variable name; source: what messages call the weights."""
     from FasterRCNN.engine.predictor import Predictor
+    from FasterRCNN.engine.tta import AugmentedPredictor
     from FasterRCNN.modeling.build import build_detector
 
     detector = build_detector(cfg)
-    return Predictor(
-        detector,
-        weights,
-        categories=configured_categories(cfg),
-        short_edge=cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
-        max_size=cfg.PREPROC.MAX_SIZE,
-        pad_multiple=detector.pad_multiple,
-        ims_per_batch=cfg.TEST.IMS_PER_GPU,
-        with_masks=cfg.MODE_MASK,
-        mask_threshold=cfg.TEST.MASK_THRESH,
-        paste=cfg.MRCNN.PASTE,
-        inclusive_boxes=cfg.ROIALIGN.INCLUSIVE,
-        resize_method=cfg.PREPROC.RESIZE,
-        size_rounding=cfg.PREPROC.SIZE_ROUNDING,
-        config=cfg.to_dict(),
-        source=source,
-    )
+    options = {
+        "categories": configured_categories(cfg),
+        "short_edge": cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
+        "max_size": cfg.PREPROC.MAX_SIZE,
+        "pad_multiple": detector.pad_multiple,
+        "ims_per_batch": cfg.TEST.IMS_PER_GPU,
+        "with_masks": cfg.MODE_MASK,
+        "mask_threshold": cfg.TEST.MASK_THRESH,
+        "paste": cfg.MRCNN.PASTE,
+        "inclusive_boxes": cfg.ROIALIGN.INCLUSIVE,
+        "resize_method": cfg.PREPROC.RESIZE,
+        "size_rounding": cfg.PREPROC.SIZE_ROUNDING,
+        "config": cfg.to_dict(),
+        "source": source,
+    }
+    if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
+        scales = cfg.TEST.AUGMENT_SCALES or [cfg.PREPROC.TEST_SHORT_EDGE_SIZE]
+        return AugmentedPredictor(detector, weights, scales=scales, flips=cfg.TEST.AUGMENT_FLIPS, **options)
+    return Predictor(detector, weights, **options)
 
 
 def find_categories(cfg: Config, weights: Mapping[str, np.ndarray]) -> Categories:
@@ -174,6 +178,7 @@ def evaluate_model(
     failures: dict[str, str] | None = None,
     num_workers: int | None = None,
     processes: Processes | None = None,
+    note: Callable[[str], object] = lambda doing: None,
 ) -> Metrics | None:
     """Predicts on every image of a data set, writes COCO results to output and the metrics beside it, and scores them.
 
@@ -181,17 +186,19 @@ def evaluate_model(
     detections of at least this score. metric, max_detections, num_workers: as eval.evaluate's. An image that cannot be
     read counts as one without detections, is logged, and goes into failures, file to reason; ValueError when none can
     be read. Each of the `processes` of a job predicts on its share of the images; the chief gets the metrics, the
-    others None, as all do for a set without annotations.
+    others None, as all do for a set without annotations. note: is told what goes on, again for each image.
     """
     failures = {} if failures is None else failures
     indices = range(len(dataset))
-    results = predict_images(predictor, dataset, processes.share(indices) if processes else indices, failures)
+    results = predict_images(predictor, dataset, processes.share(indices) if processes else indices, failures, note)
     if processes:
+        note(WAITING)
         shares = [json.loads(share) for share in processes.gather(json.dumps([results, failures]).encode())]
         if not processes.is_chief:
             return None
         results = sorted((image for found, _ in shares for image in found), key=lambda image: image[0])
         failures.update(item for _, failed in shares for item in failed.items())
+    note("scoring an evaluation")
     results = [detection for _, found in results for detection in found]
     if failures and len(failures) == len(dataset):
         raise ValueError(f"no image of {dataset.name} can be read; the first: {next(iter(failures.values()))}")
@@ -210,18 +217,24 @@ def evaluate_model(
         num_workers=num_workers,
     )
     write_metrics(metrics, output)
+    note("writing the report of an evaluation")
     if report_threshold is not None:
         make_report(results, annotations, metrics, report_path(output), score_threshold=report_threshold)
     return metrics
 
 
 def predict_images(
-    predictor: Predictor, dataset: Dataset, indices: Sequence[int], failures: dict[str, str]
+    predictor: Predictor,
+    dataset: Dataset,
+    indices: Sequence[int],
+    failures: dict[str, str],
+    note: Callable[[str], object] = lambda doing: None,
 ) -> list[tuple[int, list[dict]]]:
-    """(index, its detections as COCO results) of some images of a data set."""
+    """(index, its detections as COCO results) of some images of a data set; note: is told of each."""
     results = []
     photos = detect_files(predictor, photos_of(dataset, indices), failures)
     for place, _, detections in tqdm(photos, total=len(indices), unit="image", desc=dataset.name, disable=None):
+        note("evaluating")
         record = dataset.records[indices[place]]
         results.append((indices[place], results_to_json({record.image_id: detections}, dataset.categories)))
     return results

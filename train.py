@@ -61,6 +61,7 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
     cfg, dataset, val_sets = read_config_and_data(args, job)
 
     from FasterRCNN.engine import compat  # isort: skip  (before TensorFlow)
+    from FasterRCNN.engine.processes import Processes, watch_for_stalls
     from FasterRCNN.engine.trainer import Interrupted, Periods, train_detector
 
     compat.apply()
@@ -78,7 +79,10 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
     epoch = cfg.TRAIN.STEPS_PER_EPOCH
     try:
-        with logging_redirect_tqdm():
+        with (
+            logging_redirect_tqdm(),
+            watch_for_stalls(job or Processes(), timeout=cfg.TRAIN.STALL_TIMEOUT) as heart,
+        ):
             result = train_detector(
                 model,
                 make_dataflow=lambda first, every: make_train_dataflow(
@@ -106,8 +110,9 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 first_step=(cfg.TRAIN.STARTING_EPOCH - 1) * epoch,
                 resume=args.resume,
                 start_weights=start_weights,
-                evaluate=make_evaluation(cfg, val_sets, logdir / "eval", job) if val_sets else None,
+                evaluate=make_evaluation(cfg, val_sets, logdir / "eval", job, heart.note) if val_sets else None,
                 best_metrics=main_numbers(val_sets),
+                heart=heart,
             )
     except Interrupted as stop:
         if is_chief:
@@ -332,15 +337,20 @@ def log_to_file(path: Path) -> None:
 
 
 def make_evaluation(
-    cfg: Config, val_sets: Sequence[Dataset], output_dir: Path, job: Processes | None
+    cfg: Config,
+    val_sets: Sequence[Dataset],
+    output_dir: Path,
+    job: Processes | None,
+    note: Callable[[str], object] = lambda doing: None,
 ) -> Callable[[dict[str, np.ndarray], int], Evaluation]:
     """What evaluates weights on every set with the predictor that users get; results are written to `output_dir`.
 
-    Each process of a job predicts on its share of the images, the chief scores all.
+    Each process of a job predicts on its share of the images, the chief scores all. note: is told what goes on.
     """
     from FasterRCNN.engine.callbacks import Evaluation
 
     def evaluate(weights: dict[str, np.ndarray], step: int) -> Evaluation:
+        note("evaluating")
         evaluation = Evaluation(metrics={}, pictures={})
         with build_predictor(cfg, weights) as predictor:
             for prefix, dataset in zip(metric_prefixes(val_sets), val_sets):
@@ -353,9 +363,11 @@ def make_evaluation(
                     max_detections=cfg.TEST.RESULTS_PER_IM,
                     num_workers=cfg.DATA.NUM_WORKERS,
                     processes=job,
+                    note=note,
                 )
                 if metrics is None:
                     continue
+                note("drawing pictures of an evaluation")
                 logger.info("%s at step %d\n%s", dataset.name, step, format_metrics(metrics))
                 evaluation.metrics.update({prefix + name: value for name, value in metrics.scalars().items()})
                 pictures = draw_pictures(predictor, dataset, cfg.TEST.RESULT_SCORE_THRESH_VIS)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -122,6 +123,34 @@ def test_a_killed_process_ends_the_job_and_resume_goes_on(base, runs):  # noqa: 
     steps = reached + 3
     output = job("--logdir", logdir, "--resume", "--config", f"TRAIN.LR_SCHEDULE=[{-(-steps * 2 // 8)}]")
     assert f"finished at step {-(-steps * 2 // 8) * 4}" in output
+
+
+@pytest.mark.parametrize("victim, words", [
+    ("process", "rank 1 on {host} has not answered for"), ("loader", "rank 1 on {host} waits for its loader in step"),
+])
+def test_a_stalled_rank_is_named_and_the_job_ended(base, tmp_path, victim, words):  # noqa: F811
+    """Rank 1, or the process that loads its data, is stopped."""
+    process = start_job(
+        "--logdir", tmp_path / "run", "--config", *TRAIN, f"DATA.BASEDIR={base}", "TRAIN.IMS_PER_GPU=1",
+        "TRAINER=horovod", "TRAIN.LR_SCHEDULE=[20000]", "TRAIN.EVAL_PERIOD=10000", "DATA.NUM_WORKERS=1",
+        "TRAIN.STALL_TIMEOUT=25")
+    stopped = 0
+    try:
+        wait_for(lambda: (tmp_path / "run" / "model-3.index").exists() or process.poll() is not None, 200)
+        of_rank = [pid for pid in children(process.pid) if "HOROVOD_RANK=1\0" in environment(pid)]
+        assert len(of_rank) == 2, process.communicate()[0][-3000:]
+        trainer, = (pid for pid in of_rank if set(children(pid)) & set(of_rank))
+        stopped = trainer if victim == "process" else next(pid for pid in of_rank if pid != trainer)
+        os.kill(stopped, signal.SIGSTOP)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        if stopped and Path(f"/proc/{stopped}").exists():
+            os.kill(stopped, signal.SIGKILL)
+    assert process.returncode != 0
+    assert words.format(host=socket.gethostname()) in output, output[-3000:]
+    assert "rank 0 on" not in output
 
 
 def children(pid):

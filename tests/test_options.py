@@ -111,7 +111,8 @@ ELSEWHERE = {
     ],
     "test_data": ["DATA.ON_ERROR", "DATA.MAX_BAD"],
     "test_your_own_data": ["DATA.CATALOG", "DATA.METRIC", "PREPROC.AUGMENT", "DATA.CACHE"],
-    "test_horovod": ["TRAINER", "TRAIN.HALF_ON_WIRE", "TRAIN.ACCUM"],
+    "test_tta": ["TEST.AUGMENT_SCALES", "TEST.AUGMENT_FLIPS"],
+    "test_horovod": ["TRAINER", "TRAIN.HALF_ON_WIRE", "TRAIN.ACCUM", "TRAIN.STALL_TIMEOUT"],
     "test_config": [
         "RPN.ANCHOR_STRIDE", "FPN.ANCHOR_STRIDES",  # one value allowed
     ],

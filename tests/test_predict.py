@@ -307,7 +307,9 @@ def test_unreadable_images_of_a_set_count_as_empty(tmp_path, model, photo_dir, c
     dataset = load_dataset(f"{write_annotations(tmp_path / 'a.json')}:{photo_dir}")
     with predict.load_predictor(model)[0] as predictor:
         (photo_dir / "0.png").unlink()
-        metrics = inference.evaluate_model(predictor, dataset, tmp_path / "out.json")
+        notes = []
+        metrics = inference.evaluate_model(predictor, dataset, tmp_path / "out.json", note=notes.append)
+        assert notes[: len(dataset)] == ["evaluating"] * (len(dataset) - 1) + ["scoring an evaluation"]
         # 5 of 6 objects: precision 1 up to recall 5/6, 84 of 101 points.
         assert metrics.bbox["AP50"] == pytest.approx(84 / 101)
         assert "0.png" in caplog.text

@@ -26,6 +26,7 @@ from tensorpack.train import StopTraining
 from FasterRCNN.engine.optim import LrSchedule
 from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.run_folder import write_atomically
+from FasterRCNN.engine.stall import WAITING
 from FasterRCNN.engine.weights import CONFIG_NAME
 
 logger = logging.getLogger(__name__)
@@ -217,10 +218,21 @@ class Checkpoints(Callback):
     """Saves every variable (weights, momentum, step, and the config) as `model-STEP`, and keeps the last few.
 
     `earlier` are the checkpoints of the run before it was resumed, oldest first. No later callback may make variables.
+    note: is told that one is being saved.
     """
 
-    def __init__(self, logdir: Path, *, period: int, total_steps: int, earlier: Sequence[str] = (), keep: int = 5):
+    def __init__(
+        self,
+        logdir: Path,
+        *,
+        period: int,
+        total_steps: int,
+        earlier: Sequence[str] = (),
+        keep: int = 5,
+        note: Callable[[str], object] = lambda doing: None,
+    ):
         self.logdir = logdir
+        self._note = note
         self._period = period
         self._total_steps = total_steps
         self._earlier = list(earlier)
@@ -245,6 +257,7 @@ class Checkpoints(Callback):
     def save(self) -> str:
         """Saves the state after the last finished step, once; returns the checkpoint's path."""
         if self._last_step != self.global_step:
+            self._note("saving a checkpoint")
             path = self.logdir / CHECKPOINT_NAME
             self.last = self._saver.save(self.trainer.sess, str(path), self.global_step, write_meta_graph=False)
             self._last_step = self.global_step
@@ -258,6 +271,7 @@ class Checkpoints(Callback):
 
     def save_best(self) -> str:
         """Saves the same under the name `best`, over the best one before."""
+        self._note("saving the best checkpoint")
         path = str(self.logdir / BEST_NAME)
         return self._best_saver.save(self.trainer.sess, path, write_meta_graph=False, write_state=False)
 
@@ -280,11 +294,23 @@ class Best:
 
 
 class SameWeights(Callback):
-    """Raises RuntimeError, before a checkpoint is saved, when the processes of a job do not hold the same variables."""
+    """Raises RuntimeError, before a checkpoint is saved, when the processes of a job do not hold the same variables.
+
+    note: is told that this process waits for the others.
+    """
 
     _chief_only = False
 
-    def __init__(self, processes: Processes, variables: Mapping[str, tf.Variable], *, period: int, total_steps: int):
+    def __init__(
+        self,
+        processes: Processes,
+        variables: Mapping[str, tf.Variable],
+        *,
+        period: int,
+        total_steps: int,
+        note: Callable[[str], object] = lambda doing: None,
+    ):
+        self._note = note
         self._processes = processes
         self._variables = dict(variables)
         self._period = period
@@ -296,6 +322,7 @@ class SameWeights(Callback):
         digest = hashlib.sha256()
         for _, value in sorted(self.trainer.sess.run(self._variables).items()):
             digest.update(np.ascontiguousarray(value))
+        self._note(WAITING)
         digests = self._processes.gather(digest.hexdigest().encode())
         other = [rank for rank, found in enumerate(digests) if found != digests[0]]
         if other:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -69,7 +70,7 @@ class Predictor:
         self.with_masks = with_masks
         self._short_edge, self._max_size, self._pad_multiple = short_edge, max_size, pad_multiple
         self._mask_threshold, self._paste, self._inclusive_boxes = mask_threshold, paste, inclusive_boxes
-        self._resize_method, self._size_rounding = resize_method, size_rounding
+        self._resize = partial(resize_image, method=resize_method, rounding=size_rounding)
 
         graph, inputs, outputs = build_constant_graph(
             detector, weights, batch_size=1 if ims_per_batch == 1 else None, image_dtype=image_dtype(resize_method),
@@ -135,8 +136,7 @@ class Predictor:
 
     def prepare(self, numbered: list[tuple[int, np.ndarray]]) -> Batch:
         """A batch of numbered images, resized and padded."""
-        how = {"method": self._resize_method, "rounding": self._size_rounding}
-        resized = [resize_image(image, self._short_edge, self._max_size, **how) for _, image in numbered]
+        resized = [self._resize(image, self._short_edge, self._max_size) for _, image in numbered]
         padded = to_image_list(resized, self._pad_multiple, min_side=MIN_SIDE)
         numbers, photos = zip(*numbered)
         return Batch(numbers, [photo.shape[1::-1] for photo in photos], padded)

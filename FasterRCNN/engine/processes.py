@@ -5,10 +5,19 @@ Rank 0, the chief, decides and writes; what only it knows, or every rank must kn
 """
 from __future__ import annotations
 
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+from FasterRCNN.engine.stall import Heart, StallWatch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,3 +69,30 @@ def join_job() -> Processes:
         ) from None
     hvd.init()
     return Processes(hvd.rank(), hvd.size(), hvd.local_rank())
+
+
+@contextmanager
+def watch_for_stalls(processes: Processes, *, timeout: float) -> Iterator[Heart]:
+    """Watches over what is done within: a stall of `timeout` seconds ends the job and names who stalled; 0: never.
+
+    Gives the Heart that is to be told what this process does. All ranks must call this alike.
+    """
+    heart, watch = Heart(processes.rank), None
+    if not timeout:
+        yield heart
+        return
+    about = b""
+    if processes.is_chief:
+        watch = StallWatch(processes.size, timeout=timeout)
+        about = json.dumps([watch.address, watch.token, socket.gethostname()]).encode()
+    heart.start(*json.loads(processes.broadcast(about)), timeout=timeout)
+    try:
+        yield heart
+    except tf.errors.OpError:  # an exchange was given up: the error itself names nobody
+        if silent := (watch or heart).silent_peers():
+            logger.error("error: %s", silent)
+        raise
+    finally:
+        heart.stop()
+        if watch:
+            watch.stop()

@@ -37,6 +37,7 @@ from FasterRCNN.engine.callbacks import (
 from FasterRCNN.engine.curves import METRICS_FILE
 from FasterRCNN.engine.optim import GuardedOptimizer, LossScale, LrSchedule, weight_decay_loss
 from FasterRCNN.engine.processes import Processes
+from FasterRCNN.engine.stall import Heart
 from FasterRCNN.engine.weights import CONFIG_NAME, restore
 from FasterRCNN.imaging.mask_crops import MASK_CELLS
 from FasterRCNN.ops.layers import MOVING_AVERAGES
@@ -161,13 +162,14 @@ class DetectorModel(ModelDesc):
 class WatchedData(ProxyDataFlow):
     """Keeps the error that ended the data flow, for the main thread to raise: tensorpack's thread only logs it."""
 
-    def __init__(self, flow: DataFlow):
+    def __init__(self, flow: DataFlow, heart: Heart):
         super().__init__(flow)
+        self._heart = heart
         self.error: Exception | None = None
 
     def __iter__(self):
         try:
-            yield from self.ds
+            yield from self._heart.loading(self.ds)
         except Exception as error:
             self.error = error
             raise DataFlowTerminated from error
@@ -206,8 +208,10 @@ class OpenErrors:
     """
 
     add_up_batches: Callable[[], None] = staticmethod(lambda: None)  # all batches of a step but the last
+    heart = Heart()
 
     def run_step(self):
+        self.heart.note_step(self.global_step + 1)
         try:
             self.add_up_batches()
             super().run_step()
@@ -315,6 +319,7 @@ def train_detector(
     start_weights: StartWeights | None = None,
     evaluate: EvaluateWeights | None = None,
     best_metrics: Sequence[str] = (),
+    heart: Heart | None = None,
 ) -> TrainResult:
     """Trains `model` to the end of the schedule, on the CPU when there are no `gpus`.
 
@@ -325,12 +330,13 @@ def train_detector(
     checkpoint is the best.
     With `resume`, weights, momentum and step come from the newest checkpoint in `logdir`; first_step and start_weights
     are not used. `processes` are those of a Horovod job, all of which call this alike; the chief alone reads and writes
-    `logdir`, and its variables are where all start.
+    `logdir`, and its variables are where all start. heart: is told how far this process is.
     Raises NonFiniteLoss, Interrupted (after a signal, saved), FileNotFoundError (nothing to resume) and what the data
     raises.
     """
     compat.apply()
-    job = processes or Processes()
+    job, heart = processes or Processes(), heart or Heart()
+    heart.note("building the model")
     earlier = find_checkpoints(logdir) if resume and job.is_chief else []
     if resume and job.is_chief and not earlier:
         raise FileNotFoundError(f"no checkpoint to resume in {logdir}: start anew with --overwrite")
@@ -339,9 +345,10 @@ def train_detector(
     with tf.Graph().as_default():
         tf.set_random_seed(seed)
         first = step * model.passes * devices * job.size
-        data = WatchedData(make_dataflow(first + job.rank, job.size))
+        data = WatchedData(make_dataflow(first + job.rank, job.size), heart)
         queue = PrefetchQueue(data)
         trainer = ProcessTrainer() if processes else GpuTrainer(list(gpus)) if gpus else CpuTrainer()
+        trainer.heart = heart
         trainer.setup_graph(model.get_input_signature(), queue, model.build_graph, model.get_optimizer)
         with tf.device("/cpu:0"):
             # A local variable is not broadcast to other processes, which Horovod cannot do with text.
@@ -349,7 +356,9 @@ def train_detector(
                             collections=[tf.GraphKeys.LOCAL_VARIABLES])
 
         total, optimizer = schedule.total_steps, model.get_optimizer()
-        checkpoints = Checkpoints(logdir, period=periods.checkpoint, total_steps=total, earlier=earlier)
+        checkpoints = Checkpoints(
+            logdir, period=periods.checkpoint, total_steps=total, earlier=earlier, note=heart.note
+        )
         watch = WatchLosses(
             model.towers,
             grad_norms=optimizer.grad_norms,
@@ -373,9 +382,10 @@ def train_detector(
             best_metrics=best_metrics,
         )
         stop = StopOnSignal(checkpoints, sum_over_processes=model.sum_over_processes)
-        same = SameWeights(job, model.variables, period=periods.checkpoint, total_steps=total)
+        same = SameWeights(job, model.variables, period=periods.checkpoint, total_steps=total, note=heart.note)
         feed = FeedLearningRate(model.learning_rate, schedule)
         values = {}
+        heart.note("starting to train")
         if job.is_chief:
             if resume:
                 check_checkpoint(earlier)

@@ -81,13 +81,12 @@ class Detector:
         num_detections int32 B and, with a mask head, masks float32 B×D×M×M (probabilities in the frame of the box).
         """
         _, levels, extent = self.features(image, image_size)
-        proposals = self.propose(self.rpn_head(levels, extent), image_size, training=False)
-        boxes, deltas, scores = self.score_boxes(levels, extent, proposals.boxes, proposals.valid, image_size)
-        final = self.select_detections(boxes, deltas, scores, proposals.valid, image_size)
+        scored = self.score_proposals(levels, extent, image_size)
+        final = self.select_detections(*scored, image_size)
         result = {"boxes": final.boxes, "scores": final.scores, "labels": tf.cast(final.labels, tf.int32),
                   "num_detections": tf.cast(final.count, tf.int32)}
         if self.mask_head:
-            result["masks"] = self._masks(levels, extent, final.boxes, final.labels)
+            result["masks"] = self.masks(levels, extent, final.boxes, final.labels)
         return result
 
     def features(self, image, image_size):
@@ -96,9 +95,23 @@ class Detector:
         maps = self.backbone(self.normalize(image, image_size), extent)
         return maps, self.neck(maps, extent), extent
 
+    def score_proposals(self, levels, extent, image_size):
+        """Return what `select_detections` takes: boxes B×P×4 (pixels), deltas, scores B×P×(K+1), valid bool B×P."""
+        proposals = self.propose(self.rpn_head(levels, extent), image_size, training=False)
+        scored = self.score_boxes(levels, extent, proposals.boxes, proposals.valid, image_size)
+        return *scored, proposals.valid
+
     def score_boxes(self, levels, extent, boxes, valid, image_size):
         """Return what `cascade.score_boxes` makes of proposals: boxes B×P×4 (pixels), valid bool B×P."""
         return score_boxes(self.box_stages, self._pool(levels, extent), boxes, valid, image_size)
+
+    def masks(self, levels, extent, boxes, labels):
+        """Return B×D×M×M probabilities in the frames of boxes B×D×4 (pixels), of their labels int64 B×D (0: none)."""
+        filled = with_one_filled(labels > 0)
+        pool = self.mask_features or self.box_features
+        features = pool(levels, compact(boxes, filled), image_indices(filled), extent)
+        logits = self.mask_head(features, compact(labels, filled))
+        return expand(tf.sigmoid(logits), filled) * tf.cast(labels > 0, tf.float32)[:, :, None, None]
 
     def _pool(self, levels, extent):
         return lambda boxes, filled: self.box_features(levels, compact(boxes, filled), image_indices(filled), extent)
@@ -117,10 +130,3 @@ class Detector:
         is_foreground = compact(rois.is_foreground, filled)
         loss = mask_loss(logits, targets, is_foreground, image_index, filled.shape[0])
         return loss, named("mask", mask_metrics(logits, targets, is_foreground))
-
-    def _masks(self, levels, extent, boxes, labels):
-        filled = with_one_filled(labels > 0)
-        pool = self.mask_features or self.box_features
-        features = pool(levels, compact(boxes, filled), image_indices(filled), extent)
-        logits = self.mask_head(features, compact(labels, filled))
-        return expand(tf.sigmoid(logits), filled) * tf.cast(labels > 0, tf.float32)[:, :, None, None]
