@@ -31,8 +31,8 @@ from FasterRCNN.datasets.annotations import Annotations, SoundObject, finite_box
 from FasterRCNN.datasets.catalog import read_annotations
 from FasterRCNN.datasets.coco import read_json
 from FasterRCNN.datasets.problems import Problems
-from FasterRCNN.engine.prefetch import StepsInOrder
 from FasterRCNN.evaluation import CocoMatcher, Matcher, compressed_rle
+from FasterRCNN.loading.prefetch import StepsInOrder
 from FasterRCNN.metrics import MAIN_NUMBER, TITLES, Curves, Metrics, format_metrics
 from FasterRCNN.report import make_report
 from FasterRCNN.structures import BoxList, Categories

@@ -24,7 +24,7 @@ from config import default_config, finalize_configs, run_command  # noqa: E402
 
 from data import make_train_batches  # noqa: E402
 from FasterRCNN.datasets.records import PackedRecords  # noqa: E402
-from FasterRCNN.engine.prefetch import StepsInOrder  # noqa: E402
+from FasterRCNN.loading.prefetch import StepsInOrder  # noqa: E402
 from FasterRCNN.structures import Categories, Dataset, ImageRecord  # noqa: E402
 
 HEIGHT, WIDTH = 480, 640

@@ -14,7 +14,7 @@ from FasterRCNN.datasets.check import SetToCheck, check_sets
 from FasterRCNN.datasets.check_report import CheckedSet, CheckReport, format_report, report_to_json
 from FasterRCNN.datasets.coco import read_coco
 from FasterRCNN.datasets.problems import KINDS, Problem
-from FasterRCNN.engine.prefetch import StepsInOrder
+from FasterRCNN.loading.prefetch import StepsInOrder
 from FasterRCNN.structures import Categories
 
 WIDTH, HEIGHT = 60, 40

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import data
-from data import TRAIN_INPUTS, BatchOrder, make_train_batches, make_train_dataflow, train_inputs
-from FasterRCNN.engine.prefetch import DataError
+from data import make_train_batches, make_train_dataflow
 from FasterRCNN.imaging.mask_crops import unpack_mask
+from FasterRCNN.loading.batches import TRAIN_INPUTS, BatchOrder, train_inputs
+from FasterRCNN.loading.prefetch import DataError
 
 ROOT = Path(__file__).parents[1]
 SIZES = [(64, 96), (96, 64), (50, 100), (70, 70), (64, 96), (90, 60), (64, 80)]  # height, width
@@ -351,7 +352,8 @@ def test_devices_share_what_one_device_would_get(cfg, num_devices, ims_per_gpu):
 
 def test_earlier_steps_are_not_decoded(cfg, monkeypatch):
     read = []
-    monkeypatch.setattr(data, "read_photo", lambda record, _: read.append(record) or cv2.imread(record.file_name))
+    reader = lambda record, _: read.append(record) or cv2.imread(record.file_name)  # noqa: E731
+    monkeypatch.setattr("FasterRCNN.loading.batches.read_photo", reader)
     flow = make_train_dataflow(cfg, data.load_training_set(cfg), ims_per_gpu=1, seed=0, first=10**6)
     flow.reset_state()
     next(iter(flow))

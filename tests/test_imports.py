@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "modeling": {"modeling", "ops"},
     "imaging": {"imaging", "structures", "masks"},
     "datasets": {"datasets", "imaging", "structures", "masks"},
+    "loading": {"loading", "datasets", "imaging", "structures", "masks"},
     "engine": {"engine", "modeling", "ops", "imaging", "structures", "masks"},
 }
 TENSORFLOW_PARTS = {"ops", "modeling", "engine"}

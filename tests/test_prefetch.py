@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from FasterRCNN.engine.prefetch import DataError, StepsInOrder
+from FasterRCNN.loading.prefetch import DataError, StepsInOrder
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_workers_leave_ctrl_c_to_their_parent():
 
 PROGRAM = """
 import sys, time
-from FasterRCNN.engine.prefetch import StepsInOrder
+from FasterRCNN.loading.prefetch import StepsInOrder
 import os
 import numpy as np
 steps = StepsInOrder(lambda step: [os.getpid(), np.zeros(1 << 22)], num_workers=2)

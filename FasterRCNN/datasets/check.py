@@ -59,7 +59,7 @@ def check_sets(
 
     Those of the role "training", or without roles the first, must be fit to train on. with_masks: every object must
     have one; masks that are there are looked at in any case, but what is wrong with them are warnings.
-    steps_in_order: the loop over the images (FasterRCNN/engine/prefetch.py StepsInOrder), of `num_workers` processes.
+    steps_in_order: the loop over the images (FasterRCNN/loading/prefetch.py StepsInOrder), of `num_workers` processes.
     score_truth: the AP of a set's own objects as if they were detections, which must be 1; None where there is nothing
     to score.
     """

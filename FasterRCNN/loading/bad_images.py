@@ -7,7 +7,7 @@ import mmap
 
 import numpy as np
 
-from FasterRCNN.engine.prefetch import DataError
+from FasterRCNN.loading.prefetch import DataError
 
 __all__ = ["BadImages"]
 
