@@ -16,7 +16,6 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from FasterRCNN.engine.predictor import MIN_SIDE, Batch, Network, Predictor
-from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.structures import ImageList, to_image_list
 
 MIRRORED_AXES = {"horizontal": 0, "vertical": 1}  # of coordinates (x, y)
@@ -93,7 +92,7 @@ class AugmentedPredictor(Predictor):
         views = []
         for scale in self._scales:
             longest = self._max_size * max(1, scale / self._short_edge)
-            resized = [resize_image(photo, scale, longest) for photo in photos]
+            resized = [self._resize(photo, scale, longest) for photo in photos]
             for axis in self._axes:
                 seen = resized if axis is None else [np.flip(image, 1 - axis) for image in resized]
                 views.append(View(to_image_list(seen, self._pad_multiple, min_side=MIN_SIDE), axis))

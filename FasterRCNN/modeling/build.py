@@ -42,7 +42,8 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
     parts = fpn_parts(cfg, backbone) if cfg.MODE_FPN else c4_parts(cfg, backbone)
-    max_log_scale = float(np.log(cfg.PREPROC.MAX_SIZE / 16.0))
+    max_log_scale = float(np.log(cfg.FRCNN.MAX_SCALE or cfg.PREPROC.MAX_SIZE / 16.0))
+    largest = -(-cfg.PREPROC.MAX_SIZE // parts["pad_multiple"]) * parts["pad_multiple"]
     strides = parts.pop("strides")
     anchor_sizes = parts.pop("anchor_sizes")
     stages = box_stages(cfg, parts.pop("box_network"), max_log_scale)
@@ -51,21 +52,25 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
         normalize=partial(normalize_image, mean=cfg.PREPROC.PIXEL_MEAN[::-1], std=cfg.PREPROC.PIXEL_STD[::-1],
                           dtype=DTYPES[precision]),
         rpn_head=partial(rpn_head, strides=strides, anchor_sizes=anchor_sizes, anchor_ratios=cfg.RPN.ANCHOR_RATIOS,
+                         anchor_offset=cfg.RPN.ANCHOR_OFFSET, anchor_rounding=cfg.RPN.ANCHOR_ROUNDING,
+                         fit_strides=cfg.RPN.FIT_STRIDES, num_convs=cfg.RPN.NUM_CONVS,
                          channels=cfg.FPN.NUM_CHANNEL if cfg.MODE_FPN else cfg.RPN.HEAD_DIM),
         sample_anchors=partial(
             sample_anchors, positive_thresh=cfg.RPN.POSITIVE_ANCHOR_THRESH,
             negative_thresh=cfg.RPN.NEGATIVE_ANCHOR_THRESH, crowd_overlap_thresh=cfg.RPN.CROWD_OVERLAP_THRESH,
             total=cfg.RPN.BATCH_PER_IM, foreground_ratio=cfg.RPN.FG_RATIO,
             # No image is larger, so that no batch's canvas changes the numbers that an image's anchors draw.
-            sides=[-(-cfg.PREPROC.MAX_SIZE // stride) for stride in strides]),
+            sides=[-(-largest // stride) for stride in strides]),
         rpn_batch_per_image=cfg.RPN.BATCH_PER_IM,
         propose=proposal_function(cfg, max_log_scale),
         sample_rois=partial(sample_rois, total=cfg.FRCNN.BATCH_PER_IM, foreground_ratio=cfg.FRCNN.FG_RATIO,
                             foreground_thresh=cfg.FRCNN.FG_THRESH),
         box_stages=stages,
+        halves_up=cfg.BACKBONE.SYMMETRIC_PAD,
         select_detections=partial(
             select_detections, decode=stages[-1].decode, score_thresh=cfg.TEST.RESULT_SCORE_THRESH,
-            nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM),
+            nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM,
+            min_size=cfg.TEST.RESULT_MIN_SIZE),
         **parts)
 
 
@@ -88,9 +93,10 @@ def proposal_function(cfg, max_log_scale):
 def resnet(cfg, norm):
     """Return the configured ResNet; norm: as conv2d's, of the layers that are trained."""
     backbone = cfg.BACKBONE
+    pad_more_at = "both" if backbone.SYMMETRIC_PAD else "after" if backbone.TF_PAD_MODE else "before"
     return ResNet(
         num_blocks=backbone.RESNET_NUM_BLOCKS, norm=norm, frozen_norm="FreezeBN" if callable(norm) else norm,
-        freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, tf_pad_mode=backbone.TF_PAD_MODE,
+        freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, pad_more_at=pad_more_at,
         stride_1x1=backbone.STRIDE_1X1, channels=backbone.CHANNELS, num_groups=backbone.NUM_GROUPS,
         width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN)
 
@@ -118,19 +124,27 @@ def scoped_box_head(cfg, network, network_scope, output_scope, class_agnostic=Fa
     return head
 
 
+def roi_sampling(cfg):
+    """Return the keyword arguments of `roi_align` that say where its samples lie."""
+    align = cfg.ROIALIGN
+    return {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE}
+
+
 def fpn_parts(cfg, backbone):
     """Return the parts of a detector that are particular to FPN."""
     strides = tuple(cfg.FPN.ANCHOR_STRIDES)
 
     def pooler(size):
         def pool(levels, boxes, image_index, extent):
-            # Images are padded to whole cells of every level, so no sample lies beyond an image's own cells.
-            return multilevel_roi_align(levels[:4], boxes, image_index, size, strides[:4])
+            # Images are padded to whole cells of every level, so no sample lies beyond an image's own cells; but half a
+            # cell off some may.
+            return multilevel_roi_align(levels[:4], boxes, image_index, size, strides[:4],
+                                        extent=None if cfg.ROIALIGN.ALIGNED else extent, **roi_sampling(cfg))
         return pool
 
-    mask_parts = {}
+    mask_parts, order = {}, {"norm_before_relu": cfg.FPN.NORM_BEFORE_RELU}
     if cfg.MODE_MASK:
-        network = MASK_HEADS[cfg.FPN.MRCNN_HEAD_FUNC]
+        network = partial(MASK_HEADS[cfg.FPN.MRCNN_HEAD_FUNC], **order)
         mask_parts = {"mask_features": pooler(14), "mask_head": scoped_mask_head(cfg, network, num_convs=4)}
     return {
         "pad_multiple": strides[3],
@@ -140,7 +154,7 @@ def fpn_parts(cfg, backbone):
         "neck": partial(fpn, channels=cfg.FPN.NUM_CHANNEL, norm=cfg.FPN.NORM),
         "box_features": pooler(7),
         "box_network": partial(BOX_HEADS[cfg.FPN.FRCNN_HEAD_FUNC], fc_dim=cfg.FPN.FRCNN_FC_HEAD_DIM,
-                               conv_dim=cfg.FPN.FRCNN_CONV_HEAD_DIM),
+                               conv_dim=cfg.FPN.FRCNN_CONV_HEAD_DIM, **order),
         **mask_parts,
     }
 
@@ -150,7 +164,7 @@ def c4_parts(cfg, backbone):
     stride = cfg.RPN.ANCHOR_STRIDE
 
     def box_features(levels, boxes, image_index, extent):
-        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent=extent.at(stride))
+        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent.at(stride), **roi_sampling(cfg))
         return backbone.roi_group(pooled)
 
     return {

@@ -11,10 +11,11 @@ class BatchExtent:
     """The part of each feature map that belongs to each image of a batch.
 
     image_size: int32 B×2 (h, w in pixels). multiple: the size each image is padded to, also when it runs alone.
-    canvas: int32 2, the batch's H and W.
+    canvas: int32 2, the batch's H and W. halves_up: maps round up at every halving, not at that to P6 alone.
     """
 
-    def __init__(self, image_size, multiple, canvas):
+    def __init__(self, image_size, multiple, canvas, *, halves_up=False):
+        self._halves_up = halves_up
         self._alone = image_size.shape[0] == 1
         self._own = -(-image_size // multiple) * multiple
         # Of int32, which is in the host's memory: a bool for each image would be made on the GPU and awaited.
@@ -22,6 +23,8 @@ class BatchExtent:
 
     def cells(self, stride):
         """Return int32 B×2: rows and columns of each image on the map of `stride` (pixels a cell)."""
+        if self._halves_up:
+            return -(-self._own // stride)
         # Halving rounds down up to stride 32; P6 keeps every second cell of P5, which rounds up.
         return self._own // stride if stride <= 32 else -(-(self._own // 32) * 32 // stride)
 
@@ -62,15 +65,13 @@ class LevelExtent:
     def clear_samples(self, samples, boxes, image_index):
         """Zero the samples more than half a cell beyond each image's map, as beyond the edge of an image alone.
 
-        samples R×s×s×C, taken at the centres of the s×s parts of boxes R×4 (cells); image_index int32 R.
+        samples R×r×c×C, taken at the centres of the r×c parts of boxes R×4 (cells); image_index int32 R.
         """
-        size = samples.shape[1]
-
         def cleared():
-            fractions = (tf.range(float(size)) + 0.5) / size
+            rows, columns = (tf.cast(size, tf.float32) for size in tf.unstack(tf.shape(samples)[1:3]))
             limits = tf.cast(tf.gather(self._cells, image_index), tf.float32) + 0.5
-            x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * fractions
-            y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * fractions
+            x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * ((tf.range(columns) + 0.5) / columns)
+            y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * ((tf.range(rows) + 0.5) / rows)
             inside = (y <= limits[:, 0:1])[:, :, None] & (x <= limits[:, 1:2])[:, None, :]
             return samples * tf.cast(inside, samples.dtype)[..., None]
         return self._unless_needless(samples, cleared)
