@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config import Config, default_config, finalize_configs
 
@@ -77,8 +77,17 @@ def load_predictor(
     return build_predictor(cfg, weights, source=str(load_path)), cfg
 
 
-def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: str = "the weights") -> Predictor:
-    """The predictor of a finalized config and weights by variable name; source: what messages call the weights."""
+def build_predictor(
+    cfg: Config,
+    weights: Mapping[str, np.ndarray],
+    *,
+    source: str = "the weights",
+    **placement: Any,
+) -> Predictor:
+    """The predictor of a finalized config and weights by variable name.
+
+    source: what messages call the weights. placement: Predictor's devices and visible_gpus.
+    """
     from FasterRCNN.engine.predictor import Predictor
     from FasterRCNN.engine.tta import AugmentedPredictor
     from FasterRCNN.modeling.build import build_detector
@@ -98,6 +107,7 @@ def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: s
         "size_rounding": cfg.PREPROC.SIZE_ROUNDING,
         "config": cfg.to_dict(),
         "source": source,
+        **placement,
     }
     if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
         scales = cfg.TEST.AUGMENT_SCALES or [cfg.PREPROC.TEST_SHORT_EDGE_SIZE]

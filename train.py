@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from config import (
     KEYS,
@@ -110,7 +110,9 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
                 first_step=(cfg.TRAIN.STARTING_EPOCH - 1) * epoch,
                 resume=args.resume,
                 start_weights=start_weights,
-                evaluate=make_evaluation(cfg, val_sets, logdir / "eval", job, heart.note) if val_sets else None,
+                evaluate=make_evaluation(
+                    cfg, val_sets, logdir / "eval", job=job, note=heart.note, **evaluation_devices(gpus, job)
+                ) if val_sets else None,
                 best_metrics=main_numbers(val_sets),
                 heart=heart,
             )
@@ -340,19 +342,22 @@ def make_evaluation(
     cfg: Config,
     val_sets: Sequence[Dataset],
     output_dir: Path,
+    *,
     job: Processes | None,
-    note: Callable[[str], object] = lambda doing: None,
+    note: Callable[[str], object],
+    **placement: Any,
 ) -> Callable[[dict[str, np.ndarray], int], Evaluation]:
     """What evaluates weights on every set with the predictor that users get; results are written to `output_dir`.
 
     Each process of a job predicts on its share of the images, the chief scores all. note: is told what goes on.
+    placement: where the predictor runs.
     """
     from FasterRCNN.engine.callbacks import Evaluation
 
     def evaluate(weights: dict[str, np.ndarray], step: int) -> Evaluation:
         note("evaluating")
         evaluation = Evaluation(metrics={}, pictures={})
-        with build_predictor(cfg, weights) as predictor:
+        with build_predictor(cfg, weights, **placement) as predictor:
             for prefix, dataset in zip(metric_prefixes(val_sets), val_sets):
                 metrics = evaluate_model(
                     predictor,
@@ -375,6 +380,13 @@ def make_evaluation(
         return evaluation
 
     return evaluate
+
+
+def evaluation_devices(gpus: Sequence[int], job: Processes | None) -> dict[str, Any]:
+    """Where a predictor runs beside training: on all GPUs of the process, which in a job is one."""
+    if job is not None and gpus:
+        return {"visible_gpus": str(job.local_rank)}  # as HorovodTrainer's session
+    return {"devices": [f"/gpu:{gpu}" for gpu in gpus]} if len(gpus) > 1 else {}
 
 
 def metric_prefixes(val_sets: Sequence[Dataset]) -> list[str]:

@@ -179,6 +179,44 @@ def test_a_stream_is_answered_before_it_ends():
     assert len(taken) < 25
 
 
+class MeetingDetector(BrightBoxDetector):
+    """Goes on only when two batches run at once."""
+
+    def __init__(self):
+        self._barrier = threading.Barrier(2)
+
+    def detect(self, image, image_size):
+        meet = tf.numpy_function(lambda: self._barrier.wait(timeout=60), [], tf.int64)
+        with tf.control_dependencies([meet]):
+            return super().detect(image, image_size)
+
+
+@pytest.mark.parametrize("ims_per_batch", [1, 2])
+def test_several_devices_share_the_batches(monkeypatch, ims_per_batch):
+    """Two devices, both of the CPU: the photos' detections in their order, two batches at a time."""
+    two_cpus = tf.ConfigProto(device_count={"CPU": 2})
+    monkeypatch.setattr("FasterRCNN.engine.predictor.session_config", lambda visible: two_cpus)
+    options = {"short_edge": 64, "max_size": 120, "pad_multiple": 32, "ims_per_batch": ims_per_batch}
+    devices = ["/cpu:0", "/cpu:1"]
+    with Predictor(MeetingDetector(), WEIGHTS, categories=CATEGORIES, with_masks=True, devices=devices,
+                   **options) as model:
+        placed = [{op.device for op in network.session.graph.get_operations()} for network in model._networks]
+        found = model.predict(image for image, _ in PHOTOS + PHOTOS[:1])  # an even number of batches
+    assert placed == [{"/device:CPU:0"}, {"/device:CPU:1"}]
+    assert len(found) == len(PHOTOS) + 1
+    for detections, (image, truth) in zip(found, PHOTOS + PHOTOS[:1], strict=True):
+        check(detections, truth, *image.shape[:2])
+
+
+def test_a_network_that_raised_is_used_again():
+    size = np.array([[64, 64]], np.int32)
+    with predictor(devices=[None, None]) as model:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="Cannot feed value of shape"):
+                model.network_only(np.zeros((1, 64, 64, 2), np.uint8), size)
+        assert model.network_only(np.zeros((1, 64, 64, 3), np.uint8), size)["num_detections"].tolist() == [0]
+
+
 def test_network_only():
     with predictor() as model:
         outputs = model.network_only(photo(64, 96, (1, 2, 31, 42))[None], np.array([[64, 96]], np.int32))

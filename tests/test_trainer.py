@@ -17,6 +17,7 @@ from tensorpack.train import StopTraining
 
 from FasterRCNN.engine.callbacks import Best, Checkpoints, Evaluation, FeedLearningRate, NonFiniteLoss, WatchLosses
 from FasterRCNN.engine.optim import lr_schedule
+from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.trainer import (
     DetectorModel,
     InputClosed,
@@ -27,6 +28,7 @@ from FasterRCNN.engine.trainer import (
     train_detector,
 )
 from FasterRCNN.engine.weights import read_config, read_weights
+from train import evaluation_devices
 
 BATCH = 2
 NUM_IMAGES = 10
@@ -356,6 +358,14 @@ def test_two_devices_make_the_step_of_one_with_twice_the_images(tmp_path):
     single, double = (metrics_of(tmp_path / name)[-1] for name in "12")
     assert double["total_loss"] == pytest.approx(single["total_loss"], rel=1e-4)
     assert double["gradient_norm"] == pytest.approx(single["gradient_norm"], rel=1e-4)
+
+
+@pytest.mark.parametrize("gpus, job, placement", [
+    ([], None, {}), ([0], None, {}), ([0, 1, 2], None, {"devices": ["/gpu:0", "/gpu:1", "/gpu:2"]}),
+    ([], Processes(1, 2, 1), {}), ([3], Processes(7, 8, 3), {"visible_gpus": "3"}),
+])
+def test_every_gpu_evaluates(gpus, job, placement):
+    assert evaluation_devices(gpus, job) == placement
 
 
 @pytest.mark.parametrize("gpus", [[], [0, 1]])

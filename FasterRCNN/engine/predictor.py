@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,8 +34,29 @@ MIN_SIDE = 32
 T, R = TypeVar("T"), TypeVar("R")
 
 
-class Predictor:
+class Network:
     """A detector with its weights as constants, in a graph and session of its own.
+
+    run(image, image_size) -> the detector's `outputs`, names, as a list.
+    """
+
+    def __init__(
+        self,
+        detector: Any,
+        weights: Mapping[str, np.ndarray],
+        *,
+        outputs: Sequence[str],
+        visible_gpus: str = "",
+        **options: Any,
+    ):
+        """visible_gpus: as session_config's; options: as build_constant_graph's."""
+        graph, inputs, found = build_constant_graph(detector, weights, **options)
+        self.session = tf.Session(graph=graph, config=session_config(visible_gpus))
+        self.run = self.session.make_callable([found[name] for name in outputs], feed_list=inputs)
+
+
+class Predictor:
+    """A detector at work, on one device or on several at once, each of which has a Network of its own.
 
     Attributes: categories, ims_per_batch, with_masks. Free it with `close` or as a context manager.
     """
@@ -56,13 +79,16 @@ class Predictor:
         size_rounding: str = "nearest",
         config: Mapping | None = None,
         source: str = "the weights",
+        devices: Sequence[str | None] = (None,),
+        visible_gpus: str = "",
     ):
         """detector: has detect(image, image_size) -> dict of tensors. weights: variable name to array.
 
         short_edge, max_size, pad_multiple: pixels. paste: masks into the boxes as they are ("exact"), into boxes of
         whole pixels ("rounded"), or "padded" as imaging/postprocess.py says. inclusive_boxes: boxes scale between photo
         and network by their last pixel rather than by its end. resize_method, size_rounding: see `resize_image`.
-        config, source: the model's config and the name of the weights' file, for messages only. Raises ValueError
+        config, source: the model's config and the name of the weights' file, for messages only. devices: "/gpu:0", …
+        that share the batches; None is TensorFlow's choice. visible_gpus: as session_config's. Raises ValueError
         listing the variables that the weights lack or have in another shape.
         """
         self.categories = categories
@@ -72,13 +98,36 @@ class Predictor:
         self._mask_threshold, self._paste, self._inclusive_boxes = mask_threshold, paste, inclusive_boxes
         self._resize = partial(resize_image, method=resize_method, rounding=size_rounding)
 
-        graph, inputs, outputs = build_constant_graph(
-            detector, weights, batch_size=1 if ims_per_batch == 1 else None, image_dtype=image_dtype(resize_method),
-            config=config, source=source,
-        )
         self._outputs = ("boxes", "scores", "labels", "num_detections") + ("masks",) * with_masks
-        self._session = tf.Session(graph=graph, config=session_config())
-        self._run = self._session.make_callable([outputs[name] for name in self._outputs], feed_list=inputs)
+        self._networks = [
+            self._make_network(
+                detector,
+                weights,
+                outputs=self._outputs,
+                batch_size=1 if ims_per_batch == 1 else None,
+                image_dtype=image_dtype(resize_method),
+                config=config,
+                source=source,
+                device=device,
+                visible_gpus=visible_gpus,
+            )
+            for device in devices
+        ]
+        self._free: SimpleQueue[Network] = SimpleQueue()
+        for network in self._networks:
+            self._free.put(network)
+
+    def _make_network(self, detector: Any, weights: Mapping[str, np.ndarray], **options: Any) -> Network:
+        return Network(detector, weights, **options)
+
+    @contextmanager
+    def _free_network(self) -> Iterator[Network]:
+        """A network that no other thread uses within."""
+        network = self._free.get()
+        try:
+            yield network
+        finally:
+            self._free.put(network)
 
     def predict(self, images: Iterable[np.ndarray]) -> list[BoxList]:
         """The detections of each image, uint8 H×W×3 BGR of any size, in its own pixels.
@@ -91,10 +140,12 @@ class Predictor:
     def predict_stream(self, images: Iterable[np.ndarray]) -> Iterator[BoxList]:
         """As `predict`, one by one in the order of `images`, which are taken a few batches ahead.
 
-        Resizing and the pasting of masks go on in threads while the network runs.
+        Resizing and the pasting of masks go on in threads while the networks run.
         """
-        batches = map_ahead(self.prepare, self.batches(images), threads=1, ahead=1)
-        results = map_ahead(self.finish, map(self.run_batch, batches), threads=POSTPROCESS_THREADS)
+        count = len(self._networks)
+        batches = map_ahead(self.prepare, self.batches(images), threads=count, ahead=count)
+        ran = map_ahead(self.run_batch, batches, threads=count) if count > 1 else map(self.run_batch, batches)
+        results = map_ahead(self.finish, ran, threads=POSTPROCESS_THREADS)
         return _in_order(pair for finished in results for pair in finished)
 
     def network_only(self, image: np.ndarray, image_size: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,11 +153,13 @@ class Predictor:
 
         boxes B×D×4 (pixels of the given image), scores, labels B×D, num_detections B, masks B×D×M×M.
         """
-        return dict(zip(self._outputs, self._run(image, image_size)))
+        with self._free_network() as network:
+            return dict(zip(self._outputs, network.run(image, image_size)))
 
     def close(self) -> None:
-        """Frees the session; the predictor cannot be used any more."""
-        self._session.close()
+        """Frees the sessions; the predictor cannot be used any more."""
+        for network in self._networks:
+            network.session.close()
 
     def __enter__(self) -> Predictor:
         return self
@@ -190,11 +243,13 @@ def build_constant_graph(
     image_dtype: type[np.generic] = np.uint8,
     config: Mapping | None = None,
     source: str = "the weights",
+    device: str | None = None,
 ) -> tuple[tf.Graph, list[tf.Tensor], dict[str, tf.Tensor]]:
     """The detector's inference graph without variables: (graph, [image, image_size], outputs by name).
 
     Each variable becomes a constant as it is made, so that TensorFlow computes once whatever follows from weights
-    alone (normalisation folded into kernels) and keeps kernels in the layout its convolutions want.
+    alone (normalisation folded into kernels) and keeps kernels in the layout its convolutions want. device: where it
+    runs, "/gpu:1"; None is TensorFlow's choice.
     Raises ValueError when weights and variables do not fit.
     """
     constants: dict[str, tf.Tensor] = {}
@@ -214,7 +269,7 @@ def build_constant_graph(
         return constants[name]
 
     graph = tf.Graph()
-    with graph.as_default():
+    with graph.as_default(), tf.device(device):
         image = tf.placeholder(image_dtype, [batch_size, None, None, 3], "image")
         image_size = tf.placeholder(tf.int32, [batch_size, 2], "image_size")
         with tf.variable_scope(tf.get_variable_scope(), custom_getter=constant_for_variable):
@@ -224,9 +279,13 @@ def build_constant_graph(
     return graph, [image, image_size], outputs
 
 
-def session_config() -> tf.ConfigProto:
-    """How an inference graph is run: memory of a GPU is taken as needed, beside a training's own."""
+def session_config(visible_gpus: str = "") -> tf.ConfigProto:
+    """How an inference graph is run: memory of a GPU is taken as needed, beside a training's own.
+
+    visible_gpus: their numbers, "2,3"; "": all. TensorFlow allows one choice for all sessions of a process.
+    """
     config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.visible_device_list = visible_gpus
     config.gpu_options.allow_growth = True
     # It looks for tensors to recompute or swap, which inference has not, and complains about costs it cannot estimate.
     config.graph_options.rewrite_options.memory_optimization = RewriterConfig.NO_MEM_OPT

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from FasterRCNN.engine.predictor import MIN_SIDE, Batch, Predictor
+from FasterRCNN.engine.predictor import MIN_SIDE, Batch, Network, Predictor
 from FasterRCNN.structures import ImageList, to_image_list
 
 MIRRORED_AXES = {"horizontal": 0, "vertical": 1}  # of coordinates (x, y)
@@ -80,15 +80,11 @@ class AugmentedPredictor(Predictor):
 
         flips: "horizontal" and "vertical": each scale is seen as it is, and mirrored by each. options: as Predictor's.
         """
-        steps = _Steps(detector)
-        super().__init__(steps, weights, **options)
+        super().__init__(detector, weights, **options)
         self._scales, self._axes = scales, [None, *(MIRRORED_AXES[flip] for flip in flips)]
-        levels = steps.levels if self.with_masks else []
-        inputs = [steps.image, steps.image_size]
-        self._score = self._session.make_callable([*steps.scored, *levels], inputs)
-        self._select = self._session.make_callable(steps.final, [*steps.candidates, steps.image_size])
-        if self.with_masks:
-            self._masks = self._session.make_callable(steps.masks, [*inputs, *levels, *steps.boxes_and_labels])
+
+    def _make_network(self, detector: Any, weights: Mapping[str, np.ndarray], **options: Any) -> SteppedNetwork:
+        return SteppedNetwork(detector, weights, **options)
 
     def prepare(self, numbered: list[tuple[int, np.ndarray]]) -> ViewedBatch:
         """The views of a batch of numbered images."""
@@ -104,23 +100,45 @@ class AugmentedPredictor(Predictor):
 
     def run_batch(self, batch: ViewedBatch) -> tuple[ViewedBatch, dict[str, np.ndarray]]:
         """A batch, and the detector's outputs from all its views, in the pixels of the first."""
-        first = batch.views[0]
+        with self._free_network() as network:
+            return batch, self._run_views(network, batch.views)
+
+    def _run_views(self, network: SteppedNetwork, views: Sequence[View]) -> dict[str, np.ndarray]:
+        first = views[0]
         candidates, levels = [], []
-        for view in batch.views:
-            boxes, deltas, scores, valid, *of_masks = self._score(view.images.tensors, view.images.image_sizes)
+        for view in views:
+            boxes, deltas, scores, valid, *of_masks = network.score(view.images.tensors, view.images.image_sizes)
             candidates.append((view.boxes_to(first, boxes), view.deltas_unmirrored(deltas), scores, valid))
             levels.append(of_masks)
         of_all = [np.concatenate(parts, axis=1) for parts in zip(*candidates)]
-        boxes, scores, labels, count = self._select(*of_all, first.images.image_sizes)
+        boxes, scores, labels, count = network.select(*of_all, first.images.image_sizes)
         outputs = {"boxes": boxes, "scores": scores, "labels": labels.astype(np.int32), "num_detections": count}
         if self.with_masks:
             masks = [
-                view.masks_unmirrored(self._masks(
+                view.masks_unmirrored(network.masks(
                     view.images.tensors, view.images.image_sizes, *of_view, first.boxes_to(view, boxes), labels))
-                for view, of_view in zip(batch.views, levels, strict=True)
+                for view, of_view in zip(views, levels, strict=True)
             ]
             outputs["masks"] = np.mean(masks, axis=0)
-        return batch, outputs
+        return outputs
+
+
+class SteppedNetwork(Network):
+    """A network whose steps run one by one.
+
+    score(image, image_size) -> what the detector selects from, and, of a model with masks, the levels that its heads
+    read. select(boxes, deltas, scores, valid, image_size) -> boxes, scores, labels, count. masks(image, image_size,
+    *levels, boxes, labels) -> masks.
+    """
+
+    def __init__(self, detector: Any, weights: Mapping[str, np.ndarray], **options: Any):
+        steps = _Steps(detector)
+        super().__init__(steps, weights, **options)
+        inputs, levels = [steps.image, steps.image_size], steps.levels if steps.masks is not None else []
+        self.score = self.session.make_callable([*steps.scored, *levels], inputs)
+        self.select = self.session.make_callable(steps.final, [*steps.candidates, steps.image_size])
+        if steps.masks is not None:
+            self.masks = self.session.make_callable(steps.masks, [*inputs, *levels, *steps.boxes_and_labels])
 
 
 class _Steps:
@@ -128,6 +146,7 @@ class _Steps:
 
     def __init__(self, detector: Any):
         self._detector = detector
+        self.masks: tf.Tensor | None = None
 
     def detect(self, image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         """As Detector.detect."""
