@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Writes the files of this folder, once: tiny models and odd tensors as PyTorch and torchvision write them.
+
+    python tests/foreign/make_files.py
+
+Needs torch and torchvision (2.14.1 and 0.29.1 wrote what is here); the tests do not.
+"""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.resnet import Bottleneck
+
+HERE = Path(__file__).resolve().parent
+WIDTH, PYRAMID, CLASSES = 2, 4, 4  # background counted
+
+
+def tiny_body():
+    """A ResNet of one bottleneck in each group, as torchvision names it."""
+    given, parts = WIDTH, [("conv1", nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)), ("bn1", nn.BatchNorm2d(WIDTH)),
+                           ("relu", nn.ReLU()), ("maxpool", nn.MaxPool2d(3, 2, 1))]
+    for group in range(4):
+        planes, stride = WIDTH << group, 1 if group == 0 else 2
+        shortcut = nn.Sequential(nn.Conv2d(given, 4 * planes, 1, stride, bias=False), nn.BatchNorm2d(4 * planes))
+        parts.append((f"layer{group + 1}", nn.Sequential(Bottleneck(given, planes, stride, shortcut))))
+        given = 4 * planes
+    return nn.Sequential(OrderedDict(parts))
+
+
+def tiny_model():
+    """A Mask R-CNN whose statistics and biases are random too."""
+    channels = [4 * WIDTH << group for group in range(4)]
+    backbone = BackboneWithFPN(tiny_body(), {f"layer{i + 1}": str(i) for i in range(4)}, channels, PYRAMID)
+    model = MaskRCNN(backbone, box_head=TwoMLPHead(49 * PYRAMID, 8), box_predictor=FastRCNNPredictor(8, CLASSES),
+                     mask_head=MaskRCNNHeads(PYRAMID, (PYRAMID,) * 4, 1),
+                     mask_predictor=MaskRCNNPredictor(PYRAMID, PYRAMID, CLASSES))
+    with torch.no_grad():
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
+                value.uniform_(0.5, 1.5)
+            elif name.endswith(("bias", "running_mean")):
+                value.normal_(0, 0.2)
+    return model.eval()
+
+
+def numbers(model):
+    """What the model makes of random pixels (RGB, divided as torchvision's are) and of random pooled features."""
+    image = torch.randint(0, 256, [64, 96, 3], dtype=torch.uint8)
+    pixels = (image.permute(2, 0, 1) / 255 - model_mean()) / model_std()
+    levels = list(model.backbone(pixels[None]).values())
+    objectness, deltas = model.rpn.head(levels)
+    pooled, mask_pooled = torch.rand(3, PYRAMID, 7, 7), torch.rand(3, PYRAMID, 14, 14)
+    logits, boxes = model.roi_heads.box_predictor(model.roi_heads.box_head(pooled))
+    masks = model.roi_heads.mask_predictor(model.roi_heads.mask_head(mask_pooled))
+    last = {f"level{i}": level.permute(0, 2, 3, 1) for i, level in enumerate(levels)}
+    return {"image_bgr": image.flip(2), **last, "pooled": pooled.permute(0, 2, 3, 1), "logits": logits, "boxes": boxes,
+            "objectness2": objectness[2].permute(0, 2, 3, 1), "deltas2": deltas[2].permute(0, 2, 3, 1),
+            "mask_pooled": mask_pooled.permute(0, 2, 3, 1), "masks": masks[range(3), range(1, 4)]}
+
+
+def model_mean():
+    return torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+
+
+def model_std():
+    return torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+
+
+def odd_tensors():
+    """Tensors of every type and of every way to lie in a storage."""
+    base = torch.arange(24, dtype=torch.float32)
+    types = {str(kind).removeprefix("torch."): torch.arange(-2, 4).to(kind) for kind in (
+        torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+        torch.uint8, torch.bool)}
+    return OrderedDict(types) | OrderedDict(
+        whole=base, view=base[3:9].view(2, 3), transposed=base.view(4, 6).t(), strided=base[1::5], scalar=base[7],
+        empty=torch.zeros(0, 3), repeated=base[5:6].expand(3), parameter=nn.Parameter(torch.ones(2)),
+        channels_last=base.view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last))
+
+
+def main():
+    """Write every file."""
+    torch.manual_seed(0)
+    model = tiny_model()
+    state = model.state_dict()
+    torch.save(state, HERE / "torchvision.pth")
+    with torch.no_grad():
+        arrays = {name: value.numpy() for name, value in numbers(model).items()}
+    np.savez_compressed(HERE / "torchvision_numbers.npz", **arrays)
+    checkpoint = {"model": odd_tensors(), "epoch": 3, "optimizer": {"state": {0: {"momentum": torch.ones(2)}}}}
+    torch.save(checkpoint, HERE / "odd.pth")
+    torch.save(checkpoint, HERE / "odd_stream.pth", _use_new_zipfile_serialization=False)
+    odd = {name: value.float().detach().numpy() for name, value in odd_tensors().items()}
+    np.savez_compressed(HERE / "odd_numbers.npz", **odd)
+    print(torch.__version__, torchvision.__version__, sum(file.stat().st_size for file in HERE.iterdir()), "bytes")
+
+
+if __name__ == "__main__":
+    main()

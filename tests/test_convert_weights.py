@@ -1,0 +1,577 @@
+"""Weights of other programs under our names: names and shapes are written down here from their sources, not taken from
+the tables that are tested; values are compared through what layers make of them."""
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+from test_zoo import C4, CASCADE, CONV_GN_HEAD, GN, R50, RESNEXT_32X8D, build, file_shapes, row_config, tiny_width
+from tiny import session, tiny_config
+
+from FasterRCNN.engine.architecture import suggest_config
+from FasterRCNN.engine.weights import read_config, read_weights, restore
+from FasterRCNN.foreign.containers import read_contents
+from FasterRCNN.foreign.convert import convert
+from FasterRCNN.foreign.sources import SOURCES, File, choose_source
+from FasterRCNN.foreign.target import variables
+from FasterRCNN.modeling.build import build_detector
+from tools import convert_weights
+
+FILES = Path(__file__).parent / "foreign"
+BLOCKS, CHANNELS, PYRAMID, FC, MASK, K = (2, 1, 1, 1), 4, 8, 16, 6, 3
+random = np.random.default_rng(0)
+
+
+def draw(shapes):
+    """Random arrays; what a square root is taken of is above zero."""
+    return {name: np.asarray(random.uniform(0.5, 1.5, shape) if name.endswith(("running_var", "_riv"))
+                             else random.standard_normal(shape), np.float32) for name, shape in shapes.items()}
+
+
+# ----------------------------------------------------------- names and shapes of other programs' files, from their code
+
+
+def resnet(name, groups=1, width=CHANNELS):
+    """Kernel shapes, out×in×h×w, of a ResNet's convolutions: name(group, block, which) -> shape; which: 0 is the
+    shortcut."""
+    shapes, given = {name(None, None, None): (CHANNELS, 3, 7, 7)}, CHANNELS
+    for group, blocks in enumerate(BLOCKS):
+        inner, out = groups * width << group, 4 * CHANNELS << group
+        for block in range(blocks):
+            shapes[name(group, block, 1)] = (inner, given, 1, 1)
+            shapes[name(group, block, 2)] = (inner, inner // groups, 3, 3)
+            shapes[name(group, block, 3)] = (out, inner, 1, 1)
+            if block == 0:
+                shapes[name(group, block, 0)] = (out, given, 1, 1)
+            given = out
+    return shapes
+
+
+def with_bias(shapes, weight="{}.weight", bias="{}.bias", transposed=()):
+    return {form.format(name): value for name, shape in shapes.items()
+            for form, value in ((weight, shape), (bias, (shape[1 if name in transposed else 0],)))}
+
+
+def statistics(name, channels, leaves=("weight", "bias", "running_mean", "running_var")):
+    return {f"{name}.{leaf}": (channels,) for leaf in leaves}
+
+
+def detectron2_backbone(prefix, norm_leaves=("weight", "bias", "running_mean", "running_var"), last="", **options):
+    def name(group, block, which):
+        if group is None:
+            return f"{prefix}stem.conv1"
+        start = last if last and group == 3 else prefix
+        return f"{start}res{group + 2}.{block}.{f'conv{which}' if which else 'shortcut'}"
+
+    shapes = {}
+    for layer, shape in resnet(name, **options).items():
+        shapes |= {f"{layer}.weight": shape} | statistics(f"{layer}.norm", shape[0], norm_leaves)
+    return shapes
+
+
+def detectron2_fpn(*, cascade=False, masks=True, agnostic=False):
+    layers = {}
+    for level in range(2, 6):
+        layers[f"backbone.fpn_lateral{level}"] = (PYRAMID, CHANNELS << level, 1, 1)
+        layers[f"backbone.fpn_output{level}"] = (PYRAMID, PYRAMID, 3, 3)
+    layers |= {"proposal_generator.rpn_head.conv": (PYRAMID, PYRAMID, 3, 3),
+               "proposal_generator.rpn_head.objectness_logits": (3, PYRAMID, 1, 1),
+               "proposal_generator.rpn_head.anchor_deltas": (12, PYRAMID, 1, 1)}
+    for stage in (".0", ".1", ".2") if cascade else ("",):
+        layers |= {f"roi_heads.box_head{stage}.fc1": (FC, 49 * PYRAMID), f"roi_heads.box_head{stage}.fc2": (FC, FC),
+                   f"roi_heads.box_predictor{stage}.cls_score": (K + 1, FC),
+                   f"roi_heads.box_predictor{stage}.bbox_pred": (4 if cascade or agnostic else 4 * K, FC)}
+    if masks:
+        layers |= {f"roi_heads.mask_head.mask_fcn{i}": (MASK, PYRAMID if i == 1 else MASK, 3, 3) for i in range(1, 5)}
+        layers |= {"roi_heads.mask_head.deconv": (MASK, MASK, 2, 2), "roi_heads.mask_head.predictor": (K, MASK, 1, 1)}
+    return detectron2_backbone("backbone.bottom_up.") | with_bias(layers)
+
+
+def detectron2_c4():
+    top = CHANNELS << 5
+    layers = {"proposal_generator.rpn_head.conv": (top // 2, top // 2, 3, 3),
+              "proposal_generator.rpn_head.objectness_logits": (15, top // 2, 1, 1),
+              "proposal_generator.rpn_head.anchor_deltas": (60, top // 2, 1, 1),
+              "roi_heads.box_predictor.cls_score": (K + 1, top), "roi_heads.box_predictor.bbox_pred": (4 * K, top),
+              "roi_heads.mask_head.deconv": (top, MASK, 2, 2), "roi_heads.mask_head.predictor": (K, MASK, 1, 1)}
+    return detectron2_backbone("backbone.", last="roi_heads.") | with_bias(
+        layers, transposed=("roi_heads.mask_head.deconv",))
+
+
+def torch_backbone(prefix, stem="", last="", **options):
+    """torchvision's names, and maskrcnn-benchmark's, whose stem is a module of its own."""
+    def name(group, block, which):
+        if group is None:
+            return f"{prefix}{stem}conv1"
+        start = last if last and group == 3 else prefix
+        return f"{start}layer{group + 1}.{block}.{f'conv{which}' if which else 'downsample.0'}"
+
+    shapes = {}
+    for layer, shape in resnet(name, **options).items():
+        norm = layer.replace("downsample.0", "downsample.1").replace("conv", "bn")
+        shapes |= {f"{layer}.weight": shape} | statistics(norm, shape[0])
+    return shapes
+
+
+def maskrcnn_benchmark_fpn():
+    layers = {}
+    for level in range(1, 5):
+        layers[f"backbone.fpn.fpn_inner{level}"] = (PYRAMID, CHANNELS << level + 1, 1, 1)
+        layers[f"backbone.fpn.fpn_layer{level}"] = (PYRAMID, PYRAMID, 3, 3)
+    layers |= {"rpn.head.conv": (PYRAMID, PYRAMID, 3, 3), "rpn.head.cls_logits": (3, PYRAMID, 1, 1),
+               "rpn.head.bbox_pred": (12, PYRAMID, 1, 1), "roi_heads.box.feature_extractor.fc6": (FC, 49 * PYRAMID),
+               "roi_heads.box.feature_extractor.fc7": (FC, FC), "roi_heads.box.predictor.cls_score": (K + 1, FC),
+               "roi_heads.box.predictor.bbox_pred": (4 * K + 4, FC)}
+    layers |= {f"roi_heads.mask.feature_extractor.mask_fcn{i}": (MASK, PYRAMID if i == 1 else MASK, 3, 3)
+               for i in range(1, 5)}
+    layers |= {"roi_heads.mask.predictor.conv5_mask": (MASK, MASK, 2, 2),
+               "roi_heads.mask.predictor.mask_fcn_logits": (K + 1, MASK, 1, 1)}
+    anchors = {f"rpn.anchor_generator.cell_anchors.{i}": (3, 4) for i in range(5)}
+    return torch_backbone("backbone.body.", stem="stem.") | with_bias(layers) | anchors
+
+
+def maskrcnn_benchmark_c4():
+    top, head = CHANNELS << 5, "roi_heads.box.feature_extractor.head."
+    layers = {"rpn.head.conv": (top // 2, top // 2, 3, 3), "rpn.head.cls_logits": (15, top // 2, 1, 1),
+              "rpn.head.bbox_pred": (60, top // 2, 1, 1), "roi_heads.box.predictor.cls_score": (K + 1, top),
+              "roi_heads.box.predictor.bbox_pred": (4 * K + 4, top)}
+    return torch_backbone("backbone.body.", stem="stem.", last=head) | with_bias(layers)
+
+
+def detectron_backbone(norm="bn", **options):
+    def name(group, block, which):
+        return "conv1" if group is None else f"res{group + 2}_{block}_branch{['1', '2a', '2b', '2c'][which]}"
+
+    shapes = {}
+    for layer, shape in resnet(name, **options).items():
+        scope = "res_conv1_bn" if (layer, norm) == ("conv1", "bn") else f"{layer}_{norm}"
+        shapes |= {f"{layer}_w": shape, f"{scope}_s": shape[:1], f"{scope}_b": shape[:1]}
+    return shapes
+
+
+def detectron_fpn(norm="bn", head_norm=False):
+    """A Mask R-CNN with FPN; head_norm: with group normalisation in pyramid and heads, and the 4conv1fc head."""
+    blobs, layers, last = {}, {}, {level: blocks - 1 for level, blocks in zip(range(2, 6), BLOCKS)}
+    convs = {}
+    for level in range(2, 6):
+        convs[f"fpn_inner_res{level}_{last[level]}_sum{'_lateral' if level < 5 else ''}"] = (
+            PYRAMID, CHANNELS << level, 1, 1)
+        convs[f"fpn_res{level}_{last[level]}_sum"] = (PYRAMID, PYRAMID, 3, 3)
+    convs |= {f"_[mask]_fcn{i}": (MASK, PYRAMID if i == 1 else MASK, 3, 3) for i in range(1, 5)}
+    if head_norm:
+        convs |= {f"head_conv{i}": (PYRAMID, PYRAMID, 3, 3) for i in range(1, 5)}
+        for name, shape in convs.items():
+            blobs |= {f"{name}_w": shape, f"{name}_gn_s": shape[:1], f"{name}_gn_b": shape[:1]}
+    else:
+        layers |= convs | {"fc7": (FC, FC)}
+    layers |= {"conv_rpn_fpn2": (PYRAMID, PYRAMID, 3, 3), "rpn_cls_logits_fpn2": (3, PYRAMID, 1, 1),
+               "rpn_bbox_pred_fpn2": (12, PYRAMID, 1, 1), "fc6": (FC, 49 * PYRAMID), "cls_score": (K + 1, FC),
+               "bbox_pred": (4 * K + 4, FC), "conv5_mask": (MASK, MASK, 2, 2), "mask_fcn_logits": (K + 1, MASK, 1, 1)}
+    return detectron_backbone(norm) | blobs | with_bias(layers, "{}_w", "{}_b")
+
+
+def detectron_c4():
+    top = CHANNELS << 5
+    layers = {"conv_rpn": (top // 2, top // 2, 3, 3), "rpn_cls_logits": (15, top // 2, 1, 1),
+              "rpn_bbox_pred": (60, top // 2, 1, 1), "cls_score": (K + 1, top), "bbox_pred": (4 * K + 4, top),
+              "conv5_mask": (top, MASK, 2, 2), "mask_fcn_logits": (K + 1, MASK, 1, 1)}
+    return detectron_backbone() | with_bias(layers, "{}_w", "{}_b", transposed=("conv5_mask",))
+
+
+KINDS = {
+    "detectron2 FPN": ("detectron2", detectron2_fpn()),
+    "detectron2 Cascade": ("detectron2", detectron2_fpn(cascade=True, masks=False)),
+    "detectron2 agnostic": ("detectron2", detectron2_fpn(agnostic=True, masks=False)),
+    "detectron2 C4": ("detectron2", detectron2_c4()),
+    "detectron2 ImageNet": ("detectron2", detectron2_backbone("", groups=2, width=4)
+                            | {"stem.fc.weight": (10, 128), "stem.fc.bias": (10,)}),
+    "detectron2 GN": ("detectron2", detectron2_backbone("", ("weight", "bias"))),
+    "maskrcnn-benchmark FPN": ("maskrcnn-benchmark", maskrcnn_benchmark_fpn()),
+    "maskrcnn-benchmark C4": ("maskrcnn-benchmark", maskrcnn_benchmark_c4()),
+    "Detectron FPN": ("detectron", detectron_fpn()),
+    "Detectron GN": ("detectron", detectron_fpn("gn", head_norm=True)),
+    "Detectron C4": ("detectron", detectron_c4()),
+    "Detectron ImageNet": ("detectron", detectron_backbone() | {"conv1_b": (CHANNELS,), "fc1000_w": (10, 128)}),
+    "torchvision ImageNet": ("torchvision-imagenet", torch_backbone("") | {"fc.weight": (10, 128), "fc.bias": (10,)}),
+}
+OUR_KEYS = ("MODE_FPN", "MODE_MASK", "BACKBONE.NORM", "FPN.CASCADE", "FPN.NORM", "FPN.FRCNN_HEAD_FUNC",
+            "FPN.MRCNN_HEAD_FUNC")
+
+
+def converted(kind, texts=()):
+    """(arrays, Conversion) of a file of one of KINDS, which is recognised by its names and whole."""
+    name, shapes = KINDS[kind]
+    arrays = draw(shapes)
+    file = File(arrays, dict(texts))
+    source = choose_source(file)
+    assert source.name == name
+    conversion = convert(file, source)
+    assert conversion.report.is_complete, list(conversion.report.lines())
+    return arrays, conversion
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_variable_is_accounted_for(kind):
+    arrays, conversion = converted(kind)
+    report = conversion.report
+    assert report.used.keys() | report.left_out.keys() == arrays.keys()
+    assert report.filled.keys() == conversion.weights.keys()
+    keys = suggest_config({name: value.shape for name, value in conversion.weights.items()})
+    anchors = 15 if "C4" in kind else 3
+    wanted = variables(keys, num_classes=K, num_anchors=anchors)
+    assert {name: value.shape for name, value in conversion.weights.items()} == wanted
+    assert all(value.dtype == np.float32 for value in conversion.weights.values())
+
+
+# ------------------------------------------------------------------------------------- our variables without TensorFlow
+
+
+@pytest.mark.parametrize("changes", [{}, C4, CASCADE, GN, CONV_GN_HEAD, RESNEXT_32X8D, {"MODE_MASK": False},
+                                     {"BACKBONE.NORM": "None"}, {**C4, "MODE_MASK": False}],
+                         ids=lambda changes: " ".join(changes) or "FPN")
+def test_our_variables_are_those_of_the_graph(changes):
+    config = tiny_config(row_config((1, 1, 1, 1), changes, tiny_width(changes)))
+    _, shapes = build(config)
+    anchors = shapes["rpn/class/b"][0]
+    assert variables(suggest_config(shapes), num_classes=80, num_anchors=anchors) == shapes
+
+
+# ------------------------------------------------------------------------------------------- layers, a second time
+
+
+def ours_scale_shift(weights, scope):
+    """The kernel and the bias that our convolution and normalisation make together."""
+    gamma, beta, mean, variance = (weights[f"{scope}/bn/{leaf}"].astype(np.float64)
+                                   for leaf in ("gamma", "beta", "mean/EMA", "variance/EMA"))
+    scale = gamma / np.sqrt(variance + 1e-5)
+    return weights[f"{scope}/W"] * scale, beta - mean * scale
+
+
+@pytest.mark.parametrize("kind, layer, norm, scope, epsilon", [
+    ("detectron2 FPN", "backbone.bottom_up.res3.0.conv2", "{}.norm", "group1/block0/conv2", 1e-5),
+    ("maskrcnn-benchmark FPN", "backbone.body.layer2.0.downsample.0", "backbone.body.layer2.0.downsample.1",
+     "group1/block0/convshortcut", 0.0),
+    ("maskrcnn-benchmark C4", "roi_heads.box.feature_extractor.head.layer4.0.conv3",
+     "roi_heads.box.feature_extractor.head.layer4.0.bn3", "group3/block0/conv3", 0.0),
+    ("torchvision ImageNet", "layer1.1.conv1", "layer1.1.bn1", "group0/block1/conv1", 1e-5),
+])
+def test_convolution_and_batch_normalisation(kind, layer, norm, scope, epsilon):
+    arrays, conversion = converted(kind)
+    weight, bias, mean, variance = (arrays[f"{norm.format(layer)}.{leaf}"].astype(np.float64)
+                                    for leaf in ("weight", "bias", "running_mean", "running_var"))
+    scale = weight / np.sqrt(variance + epsilon)
+    kernel, shift = ours_scale_shift(conversion.weights, scope)
+    expected = np.einsum("oihw,o->hwio", arrays[f"{layer}.weight"], scale)
+    np.testing.assert_allclose(kernel, expected, rtol=1e-6)
+    np.testing.assert_allclose(shift, bias - mean * scale, rtol=1e-5, atol=1e-6)
+
+
+def test_scale_and_shift_of_caffe2():
+    arrays, conversion = converted("Detectron C4")
+    kernel, shift = ours_scale_shift(conversion.weights, "group0/block1/conv2")
+    scale = arrays["res2_1_branch2b_bn_s"]
+    np.testing.assert_allclose(kernel, np.einsum("oihw,o->hwio", arrays["res2_1_branch2b_w"], scale), rtol=1e-6)
+    np.testing.assert_allclose(shift, arrays["res2_1_branch2b_bn_b"], rtol=1e-6)
+
+
+def test_statistics_smaller_than_our_epsilon():
+    arrays = draw(KINDS["maskrcnn-benchmark FPN"][1])
+    arrays["backbone.body.stem.bn1.running_var"] = np.array([1e-9, 1e-6, 1e-5, 1], np.float32)
+    kernel, _ = ours_scale_shift(convert(File(arrays), SOURCES["maskrcnn-benchmark"]).weights, "conv0")
+    scale = arrays["backbone.body.stem.bn1.weight"] / np.sqrt(arrays["backbone.body.stem.bn1.running_var"])
+    np.testing.assert_allclose(kernel, np.einsum("oihw,o->hwio", arrays["backbone.body.stem.conv1.weight"], scale),
+                               rtol=1e-5)
+
+
+def test_group_normalisation_has_no_statistics():
+    arrays, conversion = converted("Detectron GN")
+    weights = conversion.weights
+    for theirs, ours in (("conv1", "conv0/gn"), ("res5_0_branch2c", "group3/block0/conv3/gn"),
+                         ("fpn_inner_res3_0_sum_lateral", "fpn/gn_c3"), ("fpn_res5_0_sum", "fpn/gn_p5"),
+                         ("head_conv1", "fastrcnn/gn0"), ("_[mask]_fcn4", "maskrcnn/gn3")):
+        np.testing.assert_array_equal(weights[f"{ours}/gamma"], arrays[f"{theirs}_gn_s"])
+        np.testing.assert_array_equal(weights[f"{ours}/beta"], arrays[f"{theirs}_gn_b"])
+    assert not weights["fpn/lateral_1x1_c3/b"].any()
+    assert "constant" in conversion.report.filled["fastrcnn/conv0/b"]
+    np.testing.assert_array_equal(weights["fastrcnn/fc/W"], arrays["fc6_w"].T)
+    assert conversion.config["FPN.FRCNN_HEAD_FUNC"] == "fastrcnn_4conv1fc_gn_head"
+
+
+@pytest.mark.parametrize("kind, names", [
+    ("detectron2 FPN", ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred")),
+    ("maskrcnn-benchmark FPN", ("roi_heads.box.predictor.cls_score", "roi_heads.box.predictor.bbox_pred")),
+])
+def test_rows_of_classes(kind, names):
+    """Class 0 here is the background, which detectron2 has last and without a box."""
+    arrays, conversion = converted(kind)
+    features = random.standard_normal(FC)
+    logits, boxes = (arrays[f"{name}.weight"] @ features + arrays[f"{name}.bias"] for name in names)
+    weights = conversion.weights
+    ours = features @ weights["fastrcnn/outputs/class/W"] + weights["fastrcnn/outputs/class/b"]
+    our_boxes = (features @ weights["fastrcnn/outputs/box/W"] + weights["fastrcnn/outputs/box/b"]).reshape(K + 1, 4)
+    for label in range(1, K + 1):
+        theirs = label - 1 if kind.startswith("detectron2") else label
+        np.testing.assert_allclose(ours[label], logits[theirs], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(our_boxes[label], boxes[4 * theirs:4 * theirs + 4], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(ours[0], logits[K if kind.startswith("detectron2") else 0], rtol=1e-4, atol=1e-5)
+
+
+def test_boxes_for_all_classes_alike():
+    arrays, conversion = converted("detectron2 agnostic")
+    boxes = conversion.weights["fastrcnn/outputs/box/b"].reshape(K + 1, 4)
+    np.testing.assert_array_equal(boxes, np.tile(arrays["roi_heads.box_predictor.bbox_pred.bias"], (K + 1, 1)))
+
+
+def test_stages_of_a_cascade():
+    arrays, conversion = converted("detectron2 Cascade")
+    for stage in range(3):
+        for theirs, ours in ((f"box_head.{stage}.fc2.weight", "head/fc7/W"),
+                             (f"box_predictor.{stage}.bbox_pred.weight", "outputs/box/W")):
+            np.testing.assert_array_equal(conversion.weights[f"cascade_rcnn_stage{stage + 1}/{ours}"],
+                                          arrays[f"roi_heads.{theirs}"].T)
+    assert conversion.config["FPN.CASCADE"] is True
+
+
+@pytest.mark.parametrize("kind, name", [("detectron2 FPN", "roi_heads.mask_head.predictor"),
+                                        ("maskrcnn-benchmark FPN", "roi_heads.mask.predictor.mask_fcn_logits")])
+def test_masks_have_no_background(kind, name):
+    arrays, conversion = converted(kind)
+    np.testing.assert_array_equal(conversion.weights["maskrcnn/conv/b"], arrays[f"{name}.bias"][-K:])
+
+
+def test_transposed_convolution():
+    """A cell becomes 2×2 cells; PyTorch's and Caffe2's kernel is in×out×2×2."""
+    arrays, conversion = converted("Detectron C4")
+    cell = random.standard_normal(CHANNELS << 5)
+    theirs = np.einsum("i,iohw->hwo", cell, arrays["conv5_mask_w"])
+    ours = np.einsum("hwoi,i->hwo", conversion.weights["maskrcnn/deconv/W"], cell)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+def test_order_of_anchors():
+    """At a position of a C4 map Detectron runs over the sizes first, detectron2 and we over the ratios."""
+    arrays, conversion = converted("Detectron C4")
+    theirs = arrays["rpn_bbox_pred_b"].reshape(3, 5, 4)  # ratio, size
+    ours = conversion.weights["rpn/box/b"].reshape(5, 3, 4)
+    for size in range(5):
+        for ratio in range(3):
+            np.testing.assert_array_equal(ours[size, ratio], theirs[ratio, size])
+    arrays, conversion = converted("detectron2 C4")
+    theirs = arrays["proposal_generator.rpn_head.anchor_deltas.bias"]
+    np.testing.assert_array_equal(conversion.weights["rpn/box/b"], theirs)
+
+
+@pytest.mark.parametrize("kind, name, texts, order", [
+    ("torchvision ImageNet", "conv1.weight", {}, -1),
+    ("detectron2 ImageNet", "stem.conv1.weight", {"__author__": "torchvision"}, -1),
+    ("detectron2 ImageNet", "stem.conv1.weight", {}, 1), ("Detectron ImageNet", "conv1_w", {}, 1)])
+def test_order_of_colours(kind, name, texts, order):
+    arrays, conversion = converted(kind, texts)
+    np.testing.assert_array_equal(conversion.weights["conv0/W"], arrays[name].transpose(2, 3, 1, 0)[:, :, ::order])
+
+
+def test_config_of_a_source():
+    def config(kind):
+        found = converted(kind)[1].config
+        return [found[f"PREPROC.PIXEL_{what}"][0] for what in ("MEAN", "STD")] + [found["BACKBONE.STRIDE_1X1"]]
+
+    assert config("detectron2 FPN") == [123.675, 1.0, True]
+    assert config("detectron2 ImageNet") == [123.675, 58.395, False]  # a ResNeXt
+    assert config("maskrcnn-benchmark FPN") == [122.7717, 1.0, True]
+    assert config("Detectron GN") == [122.7717, 1.0, False]
+    assert config("torchvision ImageNet") == [123.675, 58.395, False]
+
+
+def test_config_that_detectron2_saves_beside_the_weights():
+    shapes = KINDS["detectron2 FPN"][1]
+    mean = {"pixel_mean": np.float32([[[120.5]], [[110.5]], [[100.5]]]), "pixel_std": np.float32([[[3]], [[2]], [[1]]])}
+    arrays = draw(shapes) | mean
+    conversion = convert(File(arrays), SOURCES["detectron2"])
+    assert conversion.config["PREPROC.PIXEL_MEAN"] == [120.5, 110.5, 100.5]
+    assert conversion.config["PREPROC.PIXEL_STD"] == [3.0, 2.0, 1.0]
+    np.testing.assert_array_equal(conversion.weights["conv0/W"][:, :, 0],
+                                  arrays["backbone.bottom_up.stem.conv1.weight"].transpose(2, 3, 1, 0)[:, :, 2])
+
+
+# ------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_unknown_names():
+    with pytest.raises(ValueError, match=r"encoder\.w.*detectron2, maskrcnn-benchmark.*--source"):
+        choose_source(File({"encoder.w": np.ones(1)}))
+    with pytest.raises(ValueError, match="there is no source yolo"):
+        choose_source(File({}), "yolo")
+
+
+def test_no_bottlenecks():
+    arrays = draw({"conv1.weight": (4, 3, 7, 7), "layer1.0.conv1.weight": (4, 4, 3, 3)})
+    with pytest.raises(ValueError, match="no whole ResNet of bottlenecks"):
+        convert(File(arrays), SOURCES["torchvision-imagenet"])
+
+
+def test_what_is_missing_or_not_understood_is_named():
+    arrays = draw(KINDS["maskrcnn-benchmark FPN"][1])
+    del arrays["backbone.fpn.fpn_inner2.bias"]
+    arrays["roi_heads.box.feature_extractor.fc8.weight"] = np.ones((2, 2), np.float32)
+    arrays["roi_heads.mask.predictor.mask_fcn_logits.bias"] = np.ones(9, np.float32)
+    report = convert(File(arrays), SOURCES["maskrcnn-benchmark"]).report
+    assert not report.is_complete
+    assert report.missing == ["fpn/lateral_1x1_c3/b"]
+    assert set(report.refused) == {"roi_heads.box.feature_extractor.fc8.weight",
+                                   "roi_heads.mask.predictor.mask_fcn_logits.bias"}
+    assert any(line.startswith("MISSING   fpn/lateral_1x1_c3/b") for line in report.lines())
+
+
+def test_a_normalisation_that_is_not_whole():
+    arrays = draw(KINDS["torchvision ImageNet"][1])
+    del arrays["layer2.0.bn1.running_mean"]
+    report = convert(File(arrays), SOURCES["torchvision-imagenet"]).report
+    assert "layer2.0.conv1.weight" in report.refused
+    assert "group1/block0/conv1/W" in report.missing
+
+
+def test_a_layer_that_stands_in_the_file_twice():
+    arrays = draw(KINDS["maskrcnn-benchmark C4"][1])
+    shared = {name.replace("roi_heads.box.feature", "roi_heads.mask.feature"): value for name, value in arrays.items()
+              if name.startswith("roi_heads.box.feature")}
+    report = convert(File(arrays | shared), SOURCES["maskrcnn-benchmark"]).report
+    assert report.is_complete
+    assert set(shared) <= report.left_out.keys()
+    name = next(iter(shared))
+    report = convert(File(arrays | shared | {name: shared[name] + 1}), SOURCES["maskrcnn-benchmark"]).report
+    assert list(report.refused) == [name]
+
+
+# ------------------------------------------------------------------------------- a file of torchvision, and the command
+
+
+def test_numbers_of_torchvision():
+    """Feature maps and the heads' outputs of a tiny Mask R-CNN, computed by torchvision (tests/foreign)."""
+    contents = read_contents(FILES / "torchvision.pth")
+    file = File(contents.arrays)
+    conversion = convert(file, choose_source(file))
+    assert conversion.report.is_complete, list(conversion.report.lines())
+    changes = {key: value for key, value in conversion.config.items() if not key.startswith(("DATA.", "RPN.", "TEST."))}
+    cfg = tiny_config({**changes, "DATA.NUM_CLASS": 3})
+    with np.load(FILES / "torchvision_numbers.npz") as arrays, tf.Graph().as_default(), session() as running:
+        expected = dict(arrays)
+        detector = build_detector(cfg)
+        image = expected["image_bgr"][None]
+        _, levels, extent = detector.features(tf.constant(image), tf.constant([image.shape[1:3]]))
+        rpn = detector.rpn_head(levels, extent)
+        logits, boxes = detector.box_stages[0].head(tf.constant(expected["pooled"]))
+        masks = detector.mask_head(tf.constant(expected["mask_pooled"]), tf.constant([1, 2, 3], tf.int64))
+        restore(running, conversion.weights)
+        found = running.run({
+            **{f"level{i}": level for i, level in enumerate(levels)}, "objectness2": rpn.objectness[2],
+            "deltas2": rpn.deltas[2], "logits": logits, "boxes": tf.reshape(boxes, [3, -1]), "masks": masks})
+    for name, value in found.items():
+        wanted = expected[name].reshape(value.shape)
+        np.testing.assert_allclose(value, wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=name)
+
+
+def test_older_names_of_torchvision():
+    arrays = dict(read_contents(FILES / "torchvision.pth").arrays)
+    older = {name.replace("_blocks.0.0.", "_blocks.0.").replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+             .replace("mask_head.0.0.", "mask_head.mask_fcn1."): value for name, value in arrays.items()}
+    assert older.keys() != arrays.keys()
+    conversions = [convert(File(held), SOURCES["torchvision"]) for held in (arrays, older)]
+    assert conversions[1].report.is_complete
+    for name, value in conversions[0].weights.items():
+        np.testing.assert_array_equal(conversions[1].weights[name], value)
+
+
+def test_first_release_of_torchvision_has_no_epsilon():
+    arrays = {name.replace("_blocks.0.0.", "_blocks.0."): value
+              for name, value in read_contents(FILES / "torchvision.pth").arrays.items() if "num_batches" not in name}
+    kernel, _ = ours_scale_shift(convert(File(arrays), SOURCES["torchvision"]).weights, "group3/block0/conv2")
+    scale = arrays["backbone.body.layer4.0.bn2.weight"] / np.sqrt(arrays["backbone.body.layer4.0.bn2.running_var"])
+    np.testing.assert_allclose(
+        kernel, np.einsum("oihw,o->hwio", arrays["backbone.body.layer4.0.conv2.weight"], scale), rtol=1e-6)
+
+
+def test_batch_normalisation_of_heads_goes_into_their_convolutions():
+    """torchvision's second release of models normalises pyramid and heads."""
+    arrays = {name: value for name, value in read_contents(FILES / "torchvision.pth").arrays.items()
+              if name != "backbone.fpn.inner_blocks.1.0.bias"}
+    arrays |= draw(statistics("backbone.fpn.inner_blocks.1.1", 4))
+    conversion = convert(File(arrays), SOURCES["torchvision"])
+    assert conversion.report.is_complete, list(conversion.report.lines())
+    weight, bias, mean, variance = (arrays[f"backbone.fpn.inner_blocks.1.1.{leaf}"]
+                                    for leaf in ("weight", "bias", "running_mean", "running_var"))
+    scale = weight / np.sqrt(variance + 1e-5)
+    feature = random.standard_normal(16)
+    theirs = (arrays["backbone.fpn.inner_blocks.1.0.weight"][:, :, 0, 0] @ feature - mean) * scale + bias
+    ours = feature @ conversion.weights["fpn/lateral_1x1_c3/W"][0, 0] + conversion.weights["fpn/lateral_1x1_c3/b"]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_classes_of_coco():
+    def classes(rows, name):
+        arrays = draw(KINDS[name][1])
+        prefix = "roi_heads.box.predictor" if "bench" in name else "roi_heads.box_predictor"
+        boxes = 4 * (rows if "bench" in name else rows - 1)
+        for layer, count in (("cls_score", rows), ("bbox_pred", boxes)):
+            arrays[f"{prefix}.{layer}.weight"] = np.ones((count, FC), np.float32)
+            arrays[f"{prefix}.{layer}.bias"] = np.ones(count, np.float32)
+        config = convert(File(arrays), choose_source(File(arrays))).config
+        return config["DATA.NUM_CLASS"], config.get("DATA.CLASS_NAMES", []), config.get("DATA.CATEGORY_IDS", [])
+
+    count, names, ids = classes(81, "maskrcnn-benchmark FPN")
+    assert (count, names[0], names[-1], ids[-1]) == (80, "person", "toothbrush", 90)
+    count, names, ids = classes(91, "maskrcnn-benchmark FPN")
+    assert (count, names[11], names[12], ids) == (90, "unused 12", "stop sign", list(range(1, 91)))
+    assert classes(21, "detectron2 FPN") == (20, [], [])
+
+
+def test_command(tmp_path, capsys):
+    out = tmp_path / "model.npz"
+    assert convert_weights.main([str(FILES / "torchvision.pth"), str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "used      backbone.body.conv1.weight -> conv0/W" in printed
+    assert "left out  backbone.body.bn1.num_batches_tracked: a counter of training" in printed
+    assert "filled    conv0/W <- backbone.body.conv1.weight" in printed
+    assert "weights of torchvision's detection models" in printed
+    assert read_weights(out)["conv0/W"].shape == (7, 7, 3, 2)
+    config = read_config(out)
+    assert config["MODE_FPN"] is True
+    assert config["PREPROC"]["PIXEL_STD"] == [58.395, 57.12, 57.375]
+    with pytest.raises(ValueError, match="exists already"):
+        convert_weights.main([str(FILES / "torchvision.pth"), str(out)])
+    arguments = ["--overwrite", "--quiet", "--config", "BACKBONE.STRIDE_1X1=True", "--channels", "bgr"]
+    assert convert_weights.main([str(FILES / "torchvision.pth"), str(out), *arguments]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert read_config(out)["BACKBONE"]["STRIDE_1X1"] is True
+    # What this command has written is tensorpack's format, and carries its config through.
+    again = tmp_path / "again.npz"
+    assert convert_weights.main([str(out), str(again)]) == 0
+    assert read_config(again) == read_config(out)
+    assert read_weights(again).keys() == read_weights(out).keys()
+
+
+def test_command_writes_nothing_that_is_not_whole(tmp_path, capsys):
+    arrays = draw(KINDS["detectron2 FPN"][1])
+    del arrays["proposal_generator.rpn_head.conv.bias"]
+    header, data = {}, b""
+    for name, value in arrays.items():
+        header[name] = {"dtype": "F32", "shape": value.shape, "data_offsets": [len(data), len(data) + value.nbytes]}
+        data += value.tobytes()
+    text = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    assert convert_weights.main([str(tmp_path / "x.safetensors"), str(tmp_path / "x.npz"), "--quiet"]) == 1
+    captured = capsys.readouterr()
+    assert "MISSING   rpn/conv0/b" in captured.out
+    assert "not written" in captured.err
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_tensorpack_file(tmp_path):
+    arrays = draw(file_shapes(R50, C4, tiny_width(C4)))
+    np.savez(tmp_path / "x.npz", **{f"tower0/{name}:0": value for name, value in arrays.items()})
+    file = File(read_contents(tmp_path / "x.npz").arrays)
+    conversion = convert(file, choose_source(file))
+    assert conversion.report.is_complete, conversion.report.summary()
+    assert conversion.weights.keys() == arrays.keys()
