@@ -9,7 +9,6 @@ and tensorpack's .npz. The program is recognised from the names in the file. Not
 """
 import argparse
 import dataclasses
-import os
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import default_config, run_command  # noqa: E402
 
+from FasterRCNN.engine.npz import save_npz  # noqa: E402
 from FasterRCNN.foreign.containers import read_contents  # noqa: E402
 from FasterRCNN.foreign.convert import convert  # noqa: E402
 from FasterRCNN.foreign.sources import SOURCES, File, choose_source  # noqa: E402
@@ -73,9 +73,6 @@ def main(argv=None):
     if not report.is_complete:
         print(f"not written: {args.out} would not give the source's detections", file=sys.stderr)
         return 1
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, at TensorFlow's import
-    from FasterRCNN.engine.weights import save_npz
-
     save_npz(args.out, conversion.weights, conversion.config)
     print(f"{args.out}: {len(conversion.weights)} variables, {Path(args.out).stat().st_size / 1e6:.1f} MB, with config")
     return 0

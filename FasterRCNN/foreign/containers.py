@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from FasterRCNN.engine.npz import read_npz
 from FasterRCNN.foreign import torch_files
 from FasterRCNN.foreign.arrays import PLAIN_FUNCTIONS
 from FasterRCNN.foreign.pickles import RefusedError, read_pickle
@@ -47,7 +48,7 @@ def read_contents(path: str | os.PathLike) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a .pth, .pkl, .safetensors or .npz file")
     try:
-        return _read(path)
+        return Contents(read_npz(path, wanted=lambda name: True)) if _is_npz(path) else _read(path)
     except RefusedError as refused:
         raise ValueError(f"{path} is not read: {refused}. Nothing of it was run; weights need only arrays, as "
                          "`torch.save(model.state_dict(), path)` writes them") from None
@@ -57,15 +58,20 @@ def read_contents(path: str | os.PathLike) -> Contents:
                          "copy or download it again") from None
 
 
+def _is_npz(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith(".npy") for name in archive.namelist())
+
+
 def _read(path: Path) -> Contents:
     if not path.stat().st_size:
         raise ValueError("it is empty")
     with open(path, "rb") as file:
         start = file.read(16)
     if start.startswith(b"PK"):
-        with zipfile.ZipFile(path) as archive:
-            is_npz = any(name.endswith(".npy") for name in archive.namelist())
-        return Contents(_read_npz(path)) if is_npz else _weights(torch_files.read_zip(path))
+        return _weights(torch_files.read_zip(path))
     with open(path, "rb") as file:
         # Not closed here: the arrays are views of it, and it goes with the last of them.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -74,11 +80,6 @@ def _read(path: Path) -> Contents:
     if torch_files.is_stream(content):
         return _weights(torch_files.read_stream(content))
     return _weights(read_pickle(content, PLAIN_FUNCTIONS))
-
-
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 def _weights(saved: Any) -> Contents:

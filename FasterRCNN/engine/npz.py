@@ -1,0 +1,43 @@
+"""Weights as an .npz file, with the config that they belong to. No TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+CONFIG_NAME = "config_json"
+
+
+def read_npz(path: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
+    """The arrays of the names that are wanted; ValueError in one line for a damaged file or one of another kind."""
+    try:
+        # np.load would also open a lone array or a pickle; this is what it opens an .npz with.
+        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files if wanted(name)}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or no .npz file of plain arrays ({error}): "
+                         "copy or download it again") from None
+
+
+def save_npz(path: str | os.PathLike, weights: Mapping[str, np.ndarray], config: Mapping | None = None) -> None:
+    """Write weights, and the config they belong to, as tensorpack's .npz; an interrupted write leaves no half file."""
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"{path}: weights are written as .npz, give a name that ends so")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    arrays = dict(weights)
+    if config is not None:
+        arrays[CONFIG_NAME] = np.frombuffer(json.dumps(config).encode(), np.uint8)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
