@@ -25,6 +25,20 @@ def read_npz(path: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarr
                          "copy or download it again") from None
 
 
+def read_npz_config(path: str | os.PathLike) -> dict | None:
+    """The config that a file carries, or None when it carries none; ValueError as `read_npz`."""
+    stored = read_npz(Path(path), wanted=lambda name: name == CONFIG_NAME)
+    return parse_config(stored[CONFIG_NAME].tobytes(), path) if stored else None
+
+
+def parse_config(text: str | bytes, source: str | os.PathLike) -> dict:
+    """The config that is stored as JSON in the file `source`; ValueError when it is none."""
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{source}: its {CONFIG_NAME} is no JSON ({error})") from None
+
+
 def save_npz(path: str | os.PathLike, weights: Mapping[str, np.ndarray], config: Mapping | None = None) -> None:
     """Write weights, and the config they belong to, as tensorpack's .npz; an interrupted write leaves no half file."""
     path = Path(path)

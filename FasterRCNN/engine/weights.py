@@ -10,7 +10,6 @@ names of a model's variables to their shapes. A variable's part is what stands b
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -22,11 +21,11 @@ import tensorflow.compat.v1 as tf
 import yaml
 
 from FasterRCNN.engine.architecture import is_backbone_only, is_backbone_variable, way_out
-from FasterRCNN.engine.npz import CONFIG_NAME, read_npz
+from FasterRCNN.engine.class_layers import CLASS_LAYERS
+from FasterRCNN.engine.npz import CONFIG_NAME, parse_config, read_npz, read_npz_config
 from FasterRCNN.engine.run_folder import CONFIG_FILE
 from FasterRCNN.engine.zoo import plain_name, with_background_box
 
-_CLASS_LAYERS = re.compile(r"((fastrcnn|fastrcnn/outputs|cascade_rcnn_stage\d/outputs)/(class|box)|maskrcnn/conv)/[Wb]")
 _TRAINING_STATE = re.compile(r"(EMA|AccumGrad|loss_scale|tower[1-9]\d*)/|(global_step|learning_rate|beta[12]_power)$")
 _CHECKPOINT_PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 _IMAGENET_CLASSIFIER = ("linear/W", "linear/b")
@@ -60,16 +59,13 @@ def read_config(path: str | os.PathLike) -> dict | None:
     if Path(path).is_dir() and (Path(path) / CONFIG_FILE).is_file():
         return _read_yaml(Path(path) / CONFIG_FILE)
     location = _locate(path)
-    is_npz = location.suffix == ".npz"
-    stored = (read_npz if is_npz else _read_checkpoint)(location, wanted=lambda name: name == CONFIG_NAME)
+    if location.suffix == ".npz":
+        return read_npz_config(location)
+    stored = _read_checkpoint(location, wanted=lambda name: name == CONFIG_NAME)
     if stored:
-        value = next(iter(stored.values()))
-        try:
-            return json.loads(value.tobytes() if is_npz else value.item())
-        except ValueError as error:
-            raise ValueError(f"{location}: its {CONFIG_NAME} is no JSON ({error})") from None
+        return parse_config(stored[CONFIG_NAME].item(), location)
     beside = location.parent / CONFIG_FILE
-    return _read_yaml(beside) if not is_npz and beside.is_file() else None
+    return _read_yaml(beside) if beside.is_file() else None
 
 
 def _locate(path: str | os.PathLike) -> Path:
@@ -201,7 +197,7 @@ def select_for_training(weights: Mapping[str, np.ndarray], variables: Mapping[st
         matched=report.matched,
         missing=tuple(filter(is_backbone_variable, report.missing)),
         unexpected=tuple(filter(is_backbone_variable, report.unexpected)),
-        mismatched={name: pair for name, pair in report.mismatched.items() if not _CLASS_LAYERS.fullmatch(name)},
+        mismatched={name: pair for name, pair in report.mismatched.items() if not CLASS_LAYERS.fullmatch(name)},
     )
     if misfit.missing or misfit.mismatched or misfit.unexpected:
         raise ValueError(_refusal(weights, variables, misfit, config, source))
