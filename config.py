@@ -60,7 +60,7 @@ def one_of(*choices: Any) -> Limit:
 
 AT_LEAST_ONE = Limit("at least 1", lambda x: x is None or x >= 1)
 NOT_NEGATIVE = Limit("at least 0", lambda x: x is None or x >= 0)
-ABOVE_ZERO = Limit("above 0", lambda x: x > 0)
+ABOVE_ZERO = Limit("above 0", lambda x: x is None or x > 0)
 SHARE = Limit("above 0 and at most 1", lambda x: 0 < x <= 1)
 FRACTION = Limit("at least 0 and at most 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
@@ -158,7 +158,7 @@ TABLE = (
         "training: the shorter side in pixels, drawn from [min,max]", AT_LEAST_ONE, length=2),
     Key("PREPROC.TEST_SHORT_EDGE_SIZE", 800, int, "prediction: the shorter side in pixels", AT_LEAST_ONE),
     Key("PREPROC.MAX_SIZE", 1333, int,
-        "largest longer side in pixels (FPN: rounded up to a multiple of 32)", AT_LEAST_ONE),
+        "largest longer side in pixels (see FPN.ROUND_MAX_SIZE)", AT_LEAST_ONE),
     Key("PREPROC.PIXEL_MEAN", (123.675, 116.28, 103.53), list[float], "subtracted from the pixels, RGB", length=3),
     Key("PREPROC.PIXEL_STD", (58.395, 57.12, 57.375), list[float], "divides the pixels, RGB", ABOVE_ZERO, length=3),
     Key("PREPROC.AUGMENT", ("flip_horizontal",), list[str],
@@ -168,6 +168,11 @@ TABLE = (
     Key("RPN.ANCHOR_SIZES", (32, 64, 128, 256, 512), list[int],
         "square roots of the anchors' areas; FPN: one a level", AT_LEAST_ONE),
     Key("RPN.ANCHOR_RATIOS", (0.5, 1.0, 2.0), list[float], "height / width of the anchors", ABOVE_ZERO),
+    Key("RPN.ANCHOR_OFFSET", 0.0, float, "where in its cell an anchor is centred, as a share of it; 0.5: mid-cell",
+        FRACTION),
+    Key("RPN.ANCHOR_ROUNDING", "none", str,
+        "to whole pixels: an anchor's corners (torchvision), or the sides of the stride's anchor (Detectron)",
+        one_of("none", "corners", "sides")),
     Key("RPN.POSITIVE_ANCHOR_THRESH", 0.7, float, "anchors of this IoU or more are foreground", SHARE),
     Key("RPN.NEGATIVE_ANCHOR_THRESH", 0.3, float, "anchors of less IoU are background", SHARE),
     Key("RPN.CROWD_OVERLAP_THRESH", 9.99, float,
@@ -193,6 +198,14 @@ TABLE = (
     Key("FRCNN.FG_RATIO", 0.25, float, "greatest share of foreground among the sampled RoIs", SHARE),
     Key("FRCNN.BBOX_REG_WEIGHTS", (10.0, 10.0, 5.0, 5.0), list[float],
         "weights of the deltas tx, ty, tw, th", ABOVE_ZERO, length=4),
+    Key("FRCNN.MAX_SCALE", None, float | None,
+        "most times that deltas lengthen a side; None: PREPROC.MAX_SIZE / 16; 62.5 in PyTorch's programs", ABOVE_ZERO),
+    Key("ROIALIGN.SAMPLES", 2, int,
+        "samples in a bin of an RoI, along each axis; 0: as many as it spans cells", NOT_NEGATIVE),
+    Key("ROIALIGN.ALIGNED", True, bool,
+        "RoIs lie on the map as on the image; False: half a cell off, at least a cell wide (torchvision, Detectron)"),
+    Key("ROIALIGN.INCLUSIVE", False, bool,
+        "RoIs end a pixel earlier, at the first edge of their last pixel (maskrcnn-benchmark, Detectron)"),
     # ---- feature pyramid ----
     Key("FPN.ANCHOR_STRIDES", FPN_STRIDES, list[int], "pixels between anchors on P2..P6"),
     Key("FPN.PROPOSAL_MODE", "Level", str,
@@ -203,6 +216,7 @@ TABLE = (
     Key("FPN.FRCNN_CONV_HEAD_DIM", 256, int, "channels of the box head's convolutions", AT_LEAST_ONE),
     Key("FPN.FRCNN_FC_HEAD_DIM", 1024, int, "width of the box head's fully-connected layers", AT_LEAST_ONE),
     Key("FPN.MRCNN_HEAD_FUNC", "maskrcnn_up4conv_head", str, "mask head", MASK_HEADS),
+    Key("FPN.ROUND_MAX_SIZE", True, bool, "round PREPROC.MAX_SIZE up to a multiple of 32"),
     Key("FPN.CASCADE", False, bool, "three box heads in a row (Cascade R-CNN)"),
     # ---- mask head, cascade ----
     Key("MRCNN.HEAD_DIM", 256, int, "channels of the mask head", AT_LEAST_ONE),
@@ -676,7 +690,7 @@ def _fill_in(cfg: Config, *, is_training: bool) -> None:
         cfg.DATA.NUM_WORKERS = min(cfg.DATA.NUM_WORKERS, os.cpu_count() or 1)
     if cfg.BACKBONE.WIDTH_PER_GROUP is None:
         cfg.BACKBONE.WIDTH_PER_GROUP = cfg.BACKBONE.CHANNELS // cfg.BACKBONE.NUM_GROUPS
-    if cfg.MODE_FPN:
+    if cfg.MODE_FPN and cfg.FPN.ROUND_MAX_SIZE:
         multiple = FPN_STRIDES[3]  # C5, the coarsest map of the backbone, must be whole
         cfg.PREPROC.MAX_SIZE = -(-cfg.PREPROC.MAX_SIZE // multiple) * multiple
 

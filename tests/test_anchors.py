@@ -44,3 +44,16 @@ def test_grid_order_is_row_column_anchor():
 
 def test_grid_of_a_map_without_cells():
     assert evaluate(lambda: grid_anchors(0, 5, 8, [16], [1.0])).shape == (0, 4)
+
+
+def test_corners_rounded_as_torchvision_does():
+    """torchvision's generate_anchors for sizes 32 and ratios 0.5, 1, 2: halves round to even."""
+    expected = [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]
+    assert cell_anchors([32], [0.5, 1.0, 2.0], rounding="corners").tolist() == expected
+
+
+def test_sides_rounded_as_detectron_does():
+    """Detectron's generate_anchors(stride=16, sizes=(32,)), its corners being pixels: x2 + 1 is ours, 8 the middle."""
+    expected = np.array([[-15, -4, 30, 19], [-8, -8, 23, 23], [-3, -14, 18, 29]]) + [0, 0, 1, 1]
+    (anchors,) = evaluate(lambda: grid_anchors(1, 1, 16, [32], [0.5, 1.0, 2.0], offset=0.5, rounding="sides"))[None]
+    assert anchors.tolist() == expected.tolist()

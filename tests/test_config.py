@@ -294,6 +294,7 @@ def test_finalize_fills_in_and_freezes():
     with pytest.raises(FrozenInstanceError):
         cfg.MODE_FPN = False
     assert finalized().PREPROC.MAX_SIZE == 1333
+    assert finalized("MODE_FPN=True", "FPN.ROUND_MAX_SIZE=False").PREPROC.MAX_SIZE == 1333
     again = cfg.clone()
     finalize_configs(again, is_training=False)
     assert again == cfg

@@ -37,7 +37,11 @@ MODELS = {
     "fpn": {},
     "fpn gn boxes": {**FPN_GN, "MODE_MASK": False},
     "cascade of resnext": {"FPN.CASCADE": True, "BACKBONE.NUM_GROUPS": 4, "RPN.MIN_SIZE": 1.0},
+    "as torchvision": {
+        "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True, "FPN.ROUND_MAX_SIZE": False, "PREPROC.MAX_SIZE": 125,
+    },
     "c4": C4,
+    "c4 with adaptive sampling": {**C4, "ROIALIGN.SAMPLES": 0},
     "c4 gn boxes": {**C4, **GN_BACKBONE, "MODE_MASK": False, "BACKBONE.TF_PAD_MODE": True},
 }
 # Of sizes that divide by nothing; objects reach into corners.
@@ -83,6 +87,12 @@ def test_detections_are_well_formed(batched_and_alone):
         assert (np.diff(found["scores"][i, :count]) <= 0).all() and not found["scores"][i, count:].any()
         assert (found["labels"][i, :count] >= 1).all() and (found["labels"][i] <= NUM_CLASSES).all()
         assert not found["labels"][i, count:].any()
+
+
+def test_the_longest_side_that_deltas_make():
+    scales = [{}, {"FRCNN.MAX_SCALE": 62.5}, {"MODE_FPN": False, "PREPROC.MAX_SIZE": 800}]
+    assert [np.exp(TinyModel(changes).detector.box_stages[0].max_log_scale) for changes in scales] == pytest.approx(
+        [128 / 16, 62.5, 800 / 16])
 
 
 def slopes(model, examples, groups):

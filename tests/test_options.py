@@ -73,6 +73,15 @@ VARIANTS = {
         **C4, **GN_BACKBONE, "MODE_MASK": False, "BACKBONE.STRIDE_1X1": True, "BACKBONE.TF_PAD_MODE": True,
         "BACKBONE.FREEZE_AT": 2, "BACKBONE.FREEZE_AFFINE": True,
     },
+    "torchvision's conventions": {
+        "RPN.ANCHOR_ROUNDING": "corners", "FRCNN.MAX_SCALE": 62.5, "ROIALIGN.ALIGNED": False, "TRAIN.IMS_PER_GPU": 2,
+        "FPN.ROUND_MAX_SIZE": False, "PREPROC.MAX_SIZE": 90,
+    },
+    "maskrcnn-benchmark's conventions": {
+        "RPN.ANCHOR_ROUNDING": "sides", "RPN.ANCHOR_OFFSET": 0.5, "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True,
+    },
+    "detectron2's conventions": {"ROIALIGN.SAMPLES": 0, "TRAIN.IMS_PER_GPU": 2},
+    "c4 with detectron2's conventions": {**C4, "ROIALIGN.SAMPLES": 0, "TRAIN.IMS_PER_GPU": 2},
     "c4 without normalisation": {
         **C4, "BACKBONE.NORM": "None", "BACKBONE.FREEZE_AT": 1, "RPN.MIN_SIZE": 8.0, "RPN.CROWD_OVERLAP_THRESH": 0.5,
         "TRAIN.IMS_PER_GPU": 2,

@@ -7,6 +7,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny import evaluate
 
+from FasterRCNN.ops.extent import BatchExtent
 from FasterRCNN.ops.roi_align import crop_bilinear, fpn_level, multilevel_roi_align, repeat_edge, roi_align
 
 
@@ -137,6 +138,105 @@ def test_each_box_is_pooled_from_its_level(sides):
         level = level_of(box)
         expected = numpy_roi_align(features[level][image], box, 3, strides[level])
         assert ours == pytest.approx(expected, abs=1e-4)
+
+
+def pytorch_roi_align(plane, box, size, stride, samples, *, aligned, inclusive):
+    """One box on one map h×w×C as the C++ of Detectron and its successors reads, in coordinates of indices.
+
+    Samples are clamped to the map, and zero more than a cell beyond it.
+    """
+    height, width, channels = plane.shape
+    x1, y1, x2, y2 = np.asarray(box, np.float64) - [0, 0, inclusive, inclusive]
+    starts, sides = [], []
+    for low, high in ((y1, y2), (x1, x2)):
+        starts.append(low / stride - (0.5 if aligned else 0))
+        sides.append((high - low) / stride if aligned else max((high - low) / stride, 1))
+    counts = [samples or max(math.ceil(side / size), 1) for side in sides]
+    result = np.zeros([size, size, channels])
+    for row, column, i, j in np.ndindex(size, size, *counts):
+        y, x = (start + side / size * (bin_ + (part + 0.5) / count) for start, side, bin_, part, count in zip(
+            starts, sides, (row, column), (i, j), counts))
+        if -1 <= y <= height and -1 <= x <= width:
+            inside = bilinear(plane, min(max(y, 0), height - 1), min(max(x, 0), width - 1))
+            result[row, column] += inside / math.prod(counts)
+    return result
+
+
+VARIANTS = {
+    "detectron2": {"samples": 0, "aligned": True, "inclusive": False},
+    "torchvision": {"samples": 2, "aligned": False, "inclusive": False},
+    "maskrcnn-benchmark": {"samples": 2, "aligned": False, "inclusive": True},
+    "Detectron's C4": {"samples": 0, "aligned": False, "inclusive": True},
+    "one sample": {"samples": 1, "aligned": True, "inclusive": False},
+    "three samples": {"samples": 3, "aligned": True, "inclusive": True},
+}
+variants = pytest.mark.parametrize("sampling", VARIANTS.values(), ids=VARIANTS)
+
+
+@variants
+def test_other_samplings_match_the_programs_they_are_of(sampling):
+    random = np.random.default_rng(5)
+    feature = random.normal(size=[2, 12, 17, 3]).astype(np.float32)
+    boxes = np.array([
+        [3.2, 1.7, 27.5, 22.1], [0, 0, 68, 48], [-3, -2, 10, 9], [50, 20, 71, 50], [0, 31.5, 40, 32], [5, 6, 7, 8],
+        [60, 40, 68, 48], [1, 1, 60, 20], [2, 3, 61, 22]], np.float32)
+    images = np.array([0, 1, 1, 0, 1, 0, 1, 0, 1], np.int32)
+    pooled = evaluate(lambda f, b, i: roi_align(f, b, i, 3, 4, **sampling), feature, boxes, images)
+    for ours, box, image in zip(pooled, boxes, images):
+        assert ours == pytest.approx(pytorch_roi_align(feature[image], box, 3, 4, **sampling), abs=1e-4)
+
+
+@variants
+def test_other_samplings_of_several_levels_and_their_gradients(sampling):
+    random, strides = np.random.default_rng(6), (4, 8)
+    features, others = ([random.normal(size=[2, 480 // s, 480 // s, 2]).astype(np.float32) for s in strides]
+                        for _ in range(2))
+    boxes, images = boxes_of_sides([20, 130, 240, 60, 1, 450]), np.array([0, 1, 0, 1, 0, 1], np.int32)
+    upstream = random.normal(size=[6, 3, 3, 2]).astype(np.float32)
+
+    def build(*maps):
+        pooled, of_others = (multilevel_roi_align(levels, boxes, images, 3, strides, **sampling)
+                             for levels in (maps[:2], maps[2:]))
+        gradients = tf.gradients(tf.reduce_sum(pooled * upstream), maps[:2])
+        ours = tf.add_n([tf.reduce_sum(g * other) for g, other in zip(gradients, maps[2:])])
+        return pooled, tf.reduce_sum(upstream * of_others), ours
+
+    pooled, expected, ours = evaluate(build, *features, *others)
+    for found, box, image in zip(pooled, boxes, images):
+        level = min(level_of(box), 1)
+        assert found == pytest.approx(
+            pytorch_roi_align(features[level][image], box, 3, strides[level], **sampling), abs=1e-4)
+    assert ours == pytest.approx(expected, rel=1e-3)
+
+
+@variants
+def test_an_image_pools_the_same_beside_a_larger_one(sampling):
+    """A map of 4×5 cells in a batch whose other image has 8×8."""
+    random = np.random.default_rng(7)
+    alone, beside = random.normal(size=[1, 4, 5, 2]), random.normal(size=[2, 8, 8, 2])
+    beside[0] = np.pad(alone[0], [[0, 4], [0, 3], [0, 0]], mode="edge")
+    boxes = np.array([[30, 20, 40, 32], [39.5, 31.5, 40, 32], [0, 0, 40, 32]], np.float32)
+    images = np.zeros(3, np.int32)
+
+    def build(alone, beside):
+        extent = BatchExtent(tf.constant([[32, 40], [64, 64]]), 8, tf.constant([64, 64]))
+        return (multilevel_roi_align([alone], boxes, images, 3, [8], **sampling),
+                multilevel_roi_align([beside], boxes, images, 3, [8], extent=extent, **sampling))
+
+    expected, ours = evaluate(build, alone.astype(np.float32), beside.astype(np.float32))
+    assert ours == pytest.approx(expected, abs=1e-5)
+
+
+@variants
+def test_other_samplings_of_no_boxes(sampling):
+    none, index = np.zeros([0, 4], np.float32), np.zeros([0], np.int32)
+
+    def build(feature):
+        pooled = roi_align(feature, tf.constant(none), tf.constant(index), 7, 4, **sampling)
+        return pooled, tf.gradients(tf.reduce_sum(pooled), feature)[0]
+
+    pooled, gradient = evaluate(build, np.ones([2, 8, 8, 3], np.float32))
+    assert pooled.shape == (0, 7, 7, 3) and not gradient.any()
 
 
 def test_no_boxes():

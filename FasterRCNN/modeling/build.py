@@ -42,7 +42,8 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
     parts = fpn_parts(cfg, backbone) if cfg.MODE_FPN else c4_parts(cfg, backbone)
-    max_log_scale = float(np.log(cfg.PREPROC.MAX_SIZE / 16.0))
+    max_log_scale = float(np.log(cfg.FRCNN.MAX_SCALE or cfg.PREPROC.MAX_SIZE / 16.0))
+    largest = -(-cfg.PREPROC.MAX_SIZE // parts["pad_multiple"]) * parts["pad_multiple"]
     strides = parts.pop("strides")
     anchor_sizes = parts.pop("anchor_sizes")
     stages = box_stages(cfg, parts.pop("box_network"), max_log_scale)
@@ -51,13 +52,14 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
         normalize=partial(normalize_image, mean=cfg.PREPROC.PIXEL_MEAN[::-1], std=cfg.PREPROC.PIXEL_STD[::-1],
                           dtype=DTYPES[precision]),
         rpn_head=partial(rpn_head, strides=strides, anchor_sizes=anchor_sizes, anchor_ratios=cfg.RPN.ANCHOR_RATIOS,
+                         anchor_offset=cfg.RPN.ANCHOR_OFFSET, anchor_rounding=cfg.RPN.ANCHOR_ROUNDING,
                          channels=cfg.FPN.NUM_CHANNEL if cfg.MODE_FPN else cfg.RPN.HEAD_DIM),
         sample_anchors=partial(
             sample_anchors, positive_thresh=cfg.RPN.POSITIVE_ANCHOR_THRESH,
             negative_thresh=cfg.RPN.NEGATIVE_ANCHOR_THRESH, crowd_overlap_thresh=cfg.RPN.CROWD_OVERLAP_THRESH,
             total=cfg.RPN.BATCH_PER_IM, foreground_ratio=cfg.RPN.FG_RATIO,
             # No image is larger, so that no batch's canvas changes the numbers that an image's anchors draw.
-            sides=[-(-cfg.PREPROC.MAX_SIZE // stride) for stride in strides]),
+            sides=[-(-largest // stride) for stride in strides]),
         rpn_batch_per_image=cfg.RPN.BATCH_PER_IM,
         propose=proposal_function(cfg, max_log_scale),
         sample_rois=partial(sample_rois, total=cfg.FRCNN.BATCH_PER_IM, foreground_ratio=cfg.FRCNN.FG_RATIO,
@@ -118,14 +120,22 @@ def scoped_box_head(cfg, network, network_scope, output_scope, class_agnostic=Fa
     return head
 
 
+def roi_sampling(cfg):
+    """Return the keyword arguments of `roi_align` that say where its samples lie."""
+    align = cfg.ROIALIGN
+    return {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE}
+
+
 def fpn_parts(cfg, backbone):
     """Return the parts of a detector that are particular to FPN."""
     strides = tuple(cfg.FPN.ANCHOR_STRIDES)
 
     def pooler(size):
         def pool(levels, boxes, image_index, extent):
-            # Images are padded to whole cells of every level, so no sample lies beyond an image's own cells.
-            return multilevel_roi_align(levels[:4], boxes, image_index, size, strides[:4])
+            # Images are padded to whole cells of every level, so no sample lies beyond an image's own cells; but half a
+            # cell off some may.
+            return multilevel_roi_align(levels[:4], boxes, image_index, size, strides[:4],
+                                        extent=None if cfg.ROIALIGN.ALIGNED else extent, **roi_sampling(cfg))
         return pool
 
     mask_parts = {}
@@ -150,7 +160,7 @@ def c4_parts(cfg, backbone):
     stride = cfg.RPN.ANCHOR_STRIDE
 
     def box_features(levels, boxes, image_index, extent):
-        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent=extent.at(stride))
+        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent.at(stride), **roi_sampling(cfg))
         return backbone.roi_group(pooled)
 
     return {

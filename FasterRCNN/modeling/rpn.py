@@ -42,8 +42,12 @@ class Proposals:
     valid: tf.Tensor
 
 
-def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels):
-    """Score and refine the anchors of every level: list of B×h×w×C -> RPNOutput. anchor_sizes: pixels, by level."""
+def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels, anchor_offset=0.0,
+             anchor_rounding="none"):
+    """Score and refine the anchors of every level: list of B×h×w×C -> RPNOutput.
+
+    anchor_sizes: pixels, by level; anchor_offset, anchor_rounding: see `grid_anchors`.
+    """
     per_cell = len(anchor_sizes[0]) * len(anchor_ratios)
     output = RPNOutput(per_cell)
     for feature, stride, sizes in zip(levels, strides, anchor_sizes):
@@ -56,7 +60,8 @@ def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels):
         batch, height, width = tf.unstack(tf.shape(feature)[:3])
         output.objectness.append(tf.reshape(tf.cast(objectness, tf.float32), [batch, -1]))
         output.deltas.append(tf.reshape(tf.cast(deltas, tf.float32), [batch, -1, 4]))
-        output.anchors.append(grid_anchors(height, width, stride, sizes, anchor_ratios))
+        output.anchors.append(grid_anchors(height, width, stride, sizes, anchor_ratios, offset=anchor_offset,
+                                           rounding=anchor_rounding))
         on_image = tf.repeat(tf.reshape(level_extent.mask((height, width)), [batch, -1]), per_cell, axis=1)
         output.on_image.append(on_image)
         output.shapes.append((height, width))

@@ -2,22 +2,34 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+ROUNDINGS = ("none", "corners", "sides")
 
-def cell_anchors(sizes, ratios):
+
+def cell_anchors(sizes, ratios, stride=None, rounding="none"):
     """Return the anchors around (0, 0), float32 (sizes·ratios)×4, the size being the outer loop.
 
-    Of size s (√area, pixels) and ratio r (height / width): w = s/√r, h = r·w.
+    Of size s (√area, pixels) and ratio r (height / width): w = s/√r, h = r·w. rounding: of the "corners" to whole
+    pixels (torchvision), or of the "sides" of an anchor of size `stride`, which then grow with s (Detectron).
     """
-    widths = np.outer(sizes, 1.0 / np.sqrt(ratios))
-    heights = widths * np.asarray(ratios)[None, :]
-    half = np.stack([widths, heights], axis=-1).reshape(-1, 2) / 2
+    ratios = np.asarray(ratios, np.float64)
+    unit_widths = 1 / np.sqrt(ratios)
+    unit_heights = unit_widths * ratios
+    if rounding == "sides":
+        unit_widths = np.round(stride * unit_widths) / stride
+        unit_heights = np.round(stride * unit_widths * ratios) / stride
+    half = np.stack([np.outer(sizes, unit_widths), np.outer(sizes, unit_heights)], axis=-1).reshape(-1, 2) / 2
+    if rounding == "corners":
+        half = np.round(half)
     return np.concatenate([-half, half], axis=1).astype(np.float32)
 
 
-def grid_anchors(height, width, stride, sizes, ratios):
-    """Return the anchors of an h×w map, float32 (h·w·a)×4, centred at (column·stride, row·stride)."""
-    x = tf.cast(tf.range(width) * stride, tf.float32)
-    y = tf.cast(tf.range(height) * stride, tf.float32)
+def grid_anchors(height, width, stride, sizes, ratios, *, offset=0.0, rounding="none"):
+    """Return the anchors of an h×w map, float32 (h·w·a)×4, around ((column + offset)·stride, (row + offset)·stride).
+
+    rounding: see `cell_anchors`.
+    """
+    x = tf.cast(tf.range(width) * stride, tf.float32) + offset * stride
+    y = tf.cast(tf.range(height) * stride, tf.float32) + offset * stride
     grid_x, grid_y = tf.meshgrid(x, y)
     centres = tf.stack([grid_x, grid_y, grid_x, grid_y], axis=-1)
-    return tf.reshape(centres[:, :, None, :] + cell_anchors(sizes, ratios), [-1, 4])
+    return tf.reshape(centres[:, :, None, :] + cell_anchors(sizes, ratios, stride, rounding), [-1, 4])

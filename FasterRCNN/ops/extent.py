@@ -62,15 +62,13 @@ class LevelExtent:
     def clear_samples(self, samples, boxes, image_index):
         """Zero the samples more than half a cell beyond each image's map, as beyond the edge of an image alone.
 
-        samples R×s×s×C, taken at the centres of the s×s parts of boxes R×4 (cells); image_index int32 R.
+        samples R×r×c×C, taken at the centres of the r×c parts of boxes R×4 (cells); image_index int32 R.
         """
-        size = samples.shape[1]
-
         def cleared():
-            fractions = (tf.range(float(size)) + 0.5) / size
+            rows, columns = (tf.cast(size, tf.float32) for size in tf.unstack(tf.shape(samples)[1:3]))
             limits = tf.cast(tf.gather(self._cells, image_index), tf.float32) + 0.5
-            x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * fractions
-            y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * fractions
+            x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * ((tf.range(columns) + 0.5) / columns)
+            y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * ((tf.range(rows) + 0.5) / rows)
             inside = (y <= limits[:, 0:1])[:, :, None] & (x <= limits[:, 1:2])[:, None, :]
             return samples * tf.cast(inside, samples.dtype)[..., None]
         return self._unless_needless(samples, cleared)

@@ -3,26 +3,30 @@ import tensorflow.compat.v1 as tf
 
 from .rows import permute_rows
 
+MOST_SAMPLES = 1 << 12  # in a bin, along one axis; more than any RoI within an image takes
+
 
 def crop_bilinear(maps, boxes, map_index, size):
-    """Sample each box bilinearly at the centres of its size×size cells; zero beyond the map.
+    """Sample each box bilinearly at the centres of its rows×columns cells; zero beyond the map.
 
-    maps: n×h×w×C, boxes: R×4 in cells of the map (cell (0, 0) covers [0,1]×[0,1]), map_index: int32 R -> R×size×size×C.
-    `tf.image.crop_and_resize` spans a box's corners from the centre of the first to the centre of the last cell and
-    counts from cell centres; the boxes given to it are corrected for both.
+    maps: n×h×w×C, boxes: R×4 in cells of the map (cell (0, 0) covers [0,1]×[0,1]), map_index: int32 R, size: (rows,
+    columns) or one number for both -> R×rows×columns×C. `tf.image.crop_and_resize` spans a box's corners from the
+    centre of the first to the centre of the last cell and counts from cell centres; the boxes given to it are corrected
+    for both.
     """
+    rows, columns = size if isinstance(size, tuple) else (size, size)
     x1, y1, x2, y2 = tf.unstack(boxes, axis=1)
     limit = tf.cast(tf.shape(maps)[1:3] - 1, tf.float32)
 
-    def span(low, high, last):
-        cell = (high - low) / size
+    def span(low, high, count, last):
+        cell = (high - low) / tf.cast(count, tf.float32)
         first = low + cell / 2 - 0.5
-        return first / last, (first + cell * (size - 1)) / last
+        return first / last, (first + cell * tf.cast(count - 1, tf.float32)) / last
 
-    top, bottom = span(y1, y2, limit[0])
-    left, right = span(x1, x2, limit[1])
+    top, bottom = span(y1, y2, rows, limit[0])
+    left, right = span(x1, x2, columns, limit[1])
     return tf.image.crop_and_resize(maps, tf.stack([top, left, bottom, right], axis=1),
-                                    box_indices=tf.cast(map_index, tf.int32), crop_size=[size, size])
+                                    box_indices=tf.cast(map_index, tf.int32), crop_size=[rows, columns])
 
 
 @tf.custom_gradient
@@ -35,19 +39,67 @@ def repeat_edge(x):
     return tf.concat([y[:, :1], y, y[:, -1:]], axis=1), gradient
 
 
-def roi_align(feature, boxes, image_index, size, stride, extent=None):
+def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples=2, aligned=True, inclusive=False):
     """Pool boxes (pixels) from one map: B×h×w×C, R×4, int32 R -> R×size×size×C.
 
-    Each bin is the mean of 2×2 samples at the centres of its quarters; the map is extended by one repeated cell, and
-    samples beyond that are zero. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then
-    repeat their edge.
+    Each bin is the mean of samples×samples values at the centres of its parts; the map is extended by one repeated
+    cell, and samples beyond that are zero. samples 0: as many as the bin spans cells, rounded up. aligned, inclusive:
+    see `boxes_in_cells`. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then repeat
+    their edge.
     """
     # TensorFlow samples into float32, and not from bfloat16.
     padded = tf.cast(repeat_edge(feature), tf.float32)
-    samples = crop_bilinear(padded, boxes / stride + 1.0, image_index, 2 * size)
-    if extent is not None:
-        samples = extent.clear_samples(samples, boxes / stride, image_index)
-    return tf.cast(tf.nn.avg_pool2d(samples, 2, 2, "VALID"), feature.dtype)
+    cells = boxes_in_cells(boxes, stride, aligned=aligned, inclusive=inclusive)
+
+    def sample(boxes, image_index, size):
+        values = crop_bilinear(padded, boxes + 1.0, image_index, size)
+        return extent.clear_samples(values, boxes, image_index) if extent is not None else values
+
+    if samples:
+        pooled = tf.nn.avg_pool2d(sample(cells, image_index, samples * size), samples, samples, "VALID")
+    else:
+        pooled = mean_of_cells(sample, cells, image_index, size, feature.shape[-1])
+    return tf.cast(pooled, feature.dtype)
+
+
+def boxes_in_cells(boxes, stride, *, aligned=True, inclusive=False):
+    """Return RoIs as parts of the map, whose cell (0, 0) covers [0,1]×[0,1]: R×4 pixels -> R×4 cells.
+
+    aligned: they lie where they lie on the image. Otherwise half a cell further right and down, and at least one cell
+    wide and high (Detectron's ROIAlign, and all that followed it). inclusive: they end at the last pixel's first edge.
+    """
+    if inclusive:
+        boxes -= tf.constant([0.0, 0.0, 1.0, 1.0])
+    cells = boxes / stride
+    if aligned:
+        return cells
+    corner, size = cells[:, :2] + 0.5, tf.maximum(cells[:, 2:] - cells[:, :2], 1.0)
+    return tf.concat([corner, corner + size], axis=1)
+
+
+def mean_of_cells(sample, boxes, image_index, size, channels):
+    """Pool boxes (cells) with ⌈h⌉×⌈w⌉ samples in a bin of h×w cells: R×4, int32 R -> float32 R×size×size×channels.
+
+    sample(boxes, image_index, (rows, columns)) -> r×rows×columns×channels. RoIs that take equally many are sampled
+    together.
+    """
+    counts = tf.cast(tf.math.ceil((boxes[:, 2:] - boxes[:, :2]) / size), tf.int32)
+    counts = tf.clip_by_value(counts, 1, MOST_SAMPLES)
+    kinds, kind_of_box = tf.unique(counts[:, 1] * (MOST_SAMPLES + 1) + counts[:, 0])
+    num_kinds = tf.size(kinds)
+
+    def pool(i, pooled):
+        chosen = tf.where(tf.equal(kind_of_box, i))[:, 0]
+        rows, columns = kinds[i] // (MOST_SAMPLES + 1), kinds[i] % (MOST_SAMPLES + 1)
+        values = sample(tf.gather(boxes, chosen), tf.gather(image_index, chosen), (size * rows, size * columns))
+        values = tf.reshape(values, [-1, size, rows, size, columns, channels])
+        return i + 1, pooled.write(i, tf.reduce_mean(values, axis=[2, 4]))
+
+    # One more than kinds, and empty, so that there is something to join without any box.
+    pooled = tf.TensorArray(tf.float32, num_kinds + 1, element_shape=[None, size, size, channels], infer_shape=False)
+    _, pooled = tf.while_loop(lambda i, _: i < num_kinds, pool, [0, pooled], parallel_iterations=1)
+    pooled = pooled.write(num_kinds, tf.zeros([0, size, size, channels])).concat()
+    return permute_rows(pooled, tf.cast(tf.argsort(kind_of_box, stable=True), tf.int64))
 
 
 def fpn_level(boxes, num_levels):
@@ -57,11 +109,15 @@ def fpn_level(boxes, num_levels):
     return tf.clip_by_value(level - 2.0, 0.0, num_levels - 1.0)
 
 
-def multilevel_roi_align(features, boxes, image_index, size, strides):
-    """Pool each box from the map of its size: list of B×h×w×C, R×4 pixels, int32 R -> R×size×size×C."""
+def multilevel_roi_align(features, boxes, image_index, size, strides, extent=None, **sampling):
+    """Pool each box from the map of its size: list of B×h×w×C, R×4 pixels, int32 R -> R×size×size×C.
+
+    extent: a BatchExtent, where samples may lie beyond an image's own cells; sampling: as `roi_align`'s.
+    """
     level = fpn_level(boxes, len(features))
     members = [tf.where(tf.equal(level, float(i)))[:, 0] for i in range(len(features))]
-    pooled = [roi_align(feature, tf.gather(boxes, chosen), tf.gather(image_index, chosen), size, stride)
+    pooled = [roi_align(feature, tf.gather(boxes, chosen), tf.gather(image_index, chosen), size, stride,
+                        extent=extent and extent.at(stride), **sampling)
               for feature, stride, chosen in zip(features, strides, members)]
     result = permute_rows(tf.concat(pooled, axis=0), tf.concat(members, axis=0))
     result.set_shape([boxes.shape[0], size, size, features[0].shape[-1]])
