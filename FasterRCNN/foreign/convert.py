@@ -282,7 +282,10 @@ def _config(file: File, source: Source, keys: Mapping, shapes: Mapping) -> dict[
     if "MODE_FPN" not in keys:
         return config
     config |= {"TEST.RESULT_SCORE_THRESH": 0.05, "TEST.FRCNN_NMS_THRESH": 0.5, "TEST.RESULTS_PER_IM": 100,
-               "PREPROC.TEST_SHORT_EDGE_SIZE": 800, "PREPROC.MAX_SIZE": 1333}
+               "PREPROC.TEST_SHORT_EDGE_SIZE": 800, "PREPROC.MAX_SIZE": 1333, "FRCNN.MAX_SCALE": 62.5}
+    config |= source.conventions(keys["MODE_FPN"])
+    if keys["MODE_FPN"]:
+        config["FPN.ROUND_MAX_SIZE"] = False
     if not keys["MODE_FPN"] and shapes.get("rpn/class/b", (15,))[0] == 12:
         config["RPN.ANCHOR_SIZES"] = [64, 128, 256, 512]
     num_classes = number_of_classes(shapes)

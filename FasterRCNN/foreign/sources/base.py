@@ -40,6 +40,7 @@ class Source:
     normalisation of the layer before it. norms: endings of layers' names -> norm (batch or group), affine or group.
     ignored: (pattern of a variable's name, reason). adapt(file): fields that differ for this file.
     config(file, keys, source): config keys, from those that names and shapes tell; source: this one, adapted.
+    conventions(is_fpn): config keys of every detector of the program (docs/conventions.md).
 
     is_rgb: the first convolution's input. epsilon: of batch normalisations. background_last: the classifier's row.
     mask_background: masks have a row for the background, the first. ratios_outside: the anchors of a position run over
@@ -57,6 +58,7 @@ class Source:
     ignored: tuple[tuple[str, str], ...] = ()
     adapt: Callable[[File], dict[str, Any]] = lambda file: {}
     config: Callable[[File, Mapping, Source], dict[str, Any]] = lambda file, keys, source: {}
+    conventions: Callable[[bool], dict[str, Any]] = lambda is_fpn: {}
     is_rgb: bool = False
     epsilon: float = 1e-5
     background_last: bool = False

@@ -19,6 +19,12 @@ def _is_of_detectron2(file: File) -> bool:
     return "__author__" in file.texts
 
 
+def conventions_of_caffe2(is_fpn: bool) -> dict:
+    """Config keys of its detectors, and of maskrcnn-benchmark's, which follow it: corners are pixels, both inside."""
+    return {"RPN.ANCHOR_OFFSET": 0.5, "RPN.ANCHOR_ROUNDING": "sides", "ROIALIGN.SAMPLES": 2 if is_fpn else 0,
+            "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True}
+
+
 def _adapt(file: File) -> dict:
     # detectron2 reads the statistics of Caffe2's ResNeXt, which Detectron ignores.
     if not (_is_of_detectron2(file) and file.has(r".*_bn_riv")):
@@ -59,5 +65,5 @@ SOURCE = Source(
     ignored=(*_IGNORED, (r".*_bn_(rm|riv)",
                          "Detectron does not read it: its batch normalisations are a scale and a shift")),
     adapt=_adapt,
-    config=_config, ratios_outside=True,
+    config=_config, conventions=conventions_of_caffe2, ratios_outside=True,
 )

@@ -62,5 +62,6 @@ SOURCE = Source(
         (r"sem_seg_head\..*", "semantic segmentation is not predicted here"),
     ),
     adapt=lambda file: {"is_rgb": _is_rgb(file)},
-    config=_config, background_last=True, mask_background=False,
+    config=_config, conventions=lambda is_fpn: {"RPN.MIN_SIZE": 1e-6, "ROIALIGN.SAMPLES": 0},
+    background_last=True, mask_background=False,
 )

@@ -4,6 +4,7 @@ Names after its modules: modeling/backbone/resnet.py, fpn.py, make_layers.py, rp
 """
 
 from FasterRCNN.foreign.sources.base import File, Source
+from FasterRCNN.foreign.sources.detectron import conventions_of_caffe2
 
 _BLOCK = r"(?:backbone\.body|roi_heads\.(?:box|mask)\.feature_extractor\.head)\.layer(\d)\.(\d+)"
 
@@ -49,5 +50,5 @@ def _config(file, keys, source):
 SOURCE = Source(
     name="maskrcnn-benchmark", title="maskrcnn-benchmark", marks=(r"backbone\.body\.stem\.conv1\.weight",),
     layers=_LAYERS, adapt=lambda file: {"layers": _LAYERS + _box_convs(file)},
-    config=_config, epsilon=0.0, ratios_outside=True,
+    config=_config, conventions=conventions_of_caffe2, epsilon=0.0, ratios_outside=True,
 )

@@ -18,6 +18,8 @@ _RESNET = (
     (r"layer(\d)\.(\d+)\.downsample\.1", "group{}/block{}/convshortcut/norm", (-1, 0)),
 )
 
+_CONVENTIONS = {"RPN.ANCHOR_ROUNDING": "corners", "RPN.MIN_SIZE": 1e-3, "ROIALIGN.ALIGNED": False}
+
 DETECTION = Source(
     name="torchvision", title="torchvision's detection models", marks=(r"backbone\.body\.conv1\.weight",),
     layers=(
@@ -44,7 +46,7 @@ DETECTION = Source(
     ),
     # Its first COCO weights came from a FrozenBatchNorm2d without epsilon, and torchvision still sets it to 0 for them.
     adapt=lambda file: {"epsilon": 0.0} if _is_of_first_release(file) else {},
-    config=lambda *_: _IMAGENET,
+    config=lambda *_: _IMAGENET, conventions=lambda is_fpn: _CONVENTIONS,
     is_rgb=True, ratios_outside=True,
 )
 
