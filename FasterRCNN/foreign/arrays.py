@@ -50,6 +50,10 @@ def _from_buffer(data: bytes, dtype: _DType, shape: tuple, order: str) -> Pickle
     return array
 
 
+def _in_memory(shape: tuple, dtype: str, data: bytes) -> PickledArray:
+    return _from_buffer(data, _DType(dtype), shape, "C")
+
+
 def _scalar(dtype: _DType, data: bytes | str) -> Any:
     data = data.encode("latin-1") if isinstance(data, str) else data
     return np.frombuffer(data, dtype.dtype, count=1)[0].item()
@@ -70,7 +74,7 @@ def _under(modules: tuple[str, ...], functions: dict[str, Any]) -> dict[str, Any
 PLAIN_FUNCTIONS: dict[str, Any] = {
     **_under(("numpy.core.multiarray", "numpy._core.multiarray"), {"_reconstruct": PickledArray, "scalar": _scalar}),
     **_under(("numpy.core.numeric", "numpy._core.numeric"), {"_frombuffer": _from_buffer}),
-    "numpy.ndarray": "numpy.ndarray",
+    "numpy.ndarray": _in_memory,  # mostly an argument of _reconstruct
     "numpy.dtype": _DType,
     "_codecs.encode": _encode,
     "collections.OrderedDict": OrderedDict,

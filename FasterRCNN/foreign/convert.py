@@ -278,14 +278,13 @@ def _text(shape: tuple[int, ...]) -> str:
 def _config(file: File, source: Source, keys: Mapping, shapes: Mapping) -> dict[str, Any]:
     if not source.layers:
         return {**keys, **source.config(file, keys, source)}
-    config = {**keys, "BACKBONE.TF_PAD_MODE": False} | source.config(file, keys, source)
+    told = source.config(file, keys, source)
+    config = {**keys, "BACKBONE.TF_PAD_MODE": False, "BACKBONE.SYMMETRIC_PAD": True} | told
     if "MODE_FPN" not in keys:
         return config
     config |= {"TEST.RESULT_SCORE_THRESH": 0.05, "TEST.FRCNN_NMS_THRESH": 0.5, "TEST.RESULTS_PER_IM": 100,
-               "PREPROC.TEST_SHORT_EDGE_SIZE": 800, "PREPROC.MAX_SIZE": 1333, "FRCNN.MAX_SCALE": 62.5}
-    config |= source.conventions(keys["MODE_FPN"])
-    if keys["MODE_FPN"]:
-        config["FPN.ROUND_MAX_SIZE"] = False
+               "PREPROC.TEST_SHORT_EDGE_SIZE": 800, "PREPROC.MAX_SIZE": 1333}
+    config |= source.detector_keys(keys["MODE_FPN"]) | told
     if not keys["MODE_FPN"] and shapes.get("rpn/class/b", (15,))[0] == 12:
         config["RPN.ANCHOR_SIZES"] = [64, 128, 256, 512]
     num_classes = number_of_classes(shapes)

@@ -41,7 +41,7 @@ def tiny_model():
     backbone = BackboneWithFPN(tiny_body(), {f"layer{i + 1}": str(i) for i in range(4)}, channels, PYRAMID)
     model = MaskRCNN(backbone, box_head=TwoMLPHead(49 * PYRAMID, 8), box_predictor=FastRCNNPredictor(8, CLASSES),
                      mask_head=MaskRCNNHeads(PYRAMID, (PYRAMID,) * 4, 1),
-                     mask_predictor=MaskRCNNPredictor(PYRAMID, PYRAMID, CLASSES))
+                     mask_predictor=MaskRCNNPredictor(PYRAMID, PYRAMID, CLASSES), min_size=160, max_size=230)
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *model.named_buffers()]:
             if name.endswith("running_var") or (value.ndim == 1 and name.endswith("weight")):
@@ -64,6 +64,46 @@ def numbers(model):
     return {"image_bgr": image.flip(2), **last, "pooled": pooled.permute(0, 2, 3, 1), "logits": logits, "boxes": boxes,
             "objectness2": objectness[2].permute(0, 2, 3, 1), "deltas2": deltas[2].permute(0, 2, 3, 1),
             "mask_pooled": mask_pooled.permute(0, 2, 3, 1), "masks": masks[range(3), range(1, 4)]}
+
+
+def spread_outputs(model, image):
+    """Scale the last layers so that there are many detections of different scores and sizes."""
+    heads, images = model.roi_heads, model.transform([image])[0]
+    levels = model.backbone(images.tensors)
+    objectness, deltas = model.rpn.head(list(levels.values()))
+    model.rpn.head.cls_logits.weight.mul_(2 / torch.cat([level.flatten() for level in objectness]).std())
+    model.rpn.head.bbox_pred.weight.mul_(0.3 / torch.cat([level.flatten() for level in deltas]).std())
+    proposals = model.rpn(images, levels)[0]
+    features = heads.box_head(heads.box_roi_pool(levels, proposals, images.image_sizes))
+    logits, boxes = heads.box_predictor(features)
+    heads.box_predictor.cls_score.weight.mul_(2 / (logits - logits.mean(0)).std())
+    heads.box_predictor.cls_score.bias.sub_(heads.box_predictor(features)[0].mean(0))
+    heads.box_predictor.bbox_pred.weight.mul_(1 / (boxes - boxes.mean(0)).std())
+    heads.box_predictor.bbox_pred.bias.sub_(heads.box_predictor(features)[1].mean(0))
+    pooled = heads.mask_roi_pool(levels, proposals, images.image_sizes)
+    masks = heads.mask_predictor(heads.mask_head(pooled))
+    heads.mask_predictor.mask_fcn_logits.weight.mul_(3 / (masks - masks.mean((0, 2, 3), keepdim=True)).std())
+    heads.mask_predictor.mask_fcn_logits.bias.sub_(heads.mask_predictor(heads.mask_head(pooled)).mean((0, 2, 3)))
+
+
+def photo():
+    """A uint8 RGB image of smooth colours with some rectangles, 3xHxW, of sides that resizing has to round."""
+    y, x = torch.meshgrid(torch.arange(131.0), torch.arange(203.0), indexing="ij")
+    image = torch.stack([128 + 100 * torch.sin(x / a + b) * torch.cos(y / (a + 3) - b)
+                         for a, b in ((17, 0.0), (23, 1.0), (31, 2.0))])
+    bounds = (0, 110), (0, 180), (8, 60), (8, 60)
+    for _ in range(12):
+        top, left, height, width = (int(torch.randint(*pair, [1])) for pair in bounds)
+        image[:, top:top + height, left:left + width] = torch.rand(3, 1, 1) * 255
+    return image.clamp(0, 255).to(torch.uint8)
+
+
+def detections(model, image):
+    """What the model finds on an image, uint8 3xHxW RGB: the whole way."""
+    found = model([image / 255])[0]
+    masks = np.packbits(found.pop("masks").numpy()[:, 0] > 0.5, axis=-1)
+    return {"photo": image.permute(1, 2, 0).flip(2).numpy(), "found_masks": masks,
+            **{f"found_{name}": value.numpy() for name, value in found.items()}}
 
 
 def model_mean():
@@ -89,11 +129,14 @@ def odd_tensors():
 def main():
     """Write every file."""
     torch.manual_seed(0)
-    model = tiny_model()
+    model, image = tiny_model(), photo()
+    with torch.no_grad():
+        spread_outputs(model, image / 255)
     state = model.state_dict()
     torch.save(state, HERE / "torchvision.pth")
     with torch.no_grad():
-        arrays = {name: value.numpy() for name, value in numbers(model).items()}
+        arrays = {name: value.numpy() for name, value in numbers(model).items()} | detections(model, image)
+    print(arrays["found_scores"])
     np.savez_compressed(HERE / "torchvision_numbers.npz", **arrays)
     checkpoint = {"model": odd_tensors(), "epoch": 3, "optimizer": {"state": {0: {"momentum": torch.ones(2)}}}}
     torch.save(checkpoint, HERE / "odd.pth")

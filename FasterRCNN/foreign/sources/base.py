@@ -18,6 +18,14 @@ COMMON_IGNORED = (
 )
 
 
+def common_conventions(is_fpn: bool) -> dict[str, Any]:
+    """Config keys of the conventions that most programs read here share (docs/conventions.md)."""
+    of_fpn = {"FPN.ROUND_MAX_SIZE": False, "FPN.NORM_BEFORE_RELU": True} if is_fpn else {}
+    return {"BACKBONE.TF_PAD_MODE": False, "BACKBONE.SYMMETRIC_PAD": True, "FRCNN.MAX_SCALE": 62.5,
+            "RPN.ANCHOR_OFFSET": 0.0, "RPN.ANCHOR_ROUNDING": "none", "RPN.FIT_STRIDES": False, "RPN.MIN_SIZE": 0.0,
+            "ROIALIGN.INCLUSIVE": False, **of_fpn}
+
+
 @dataclass(frozen=True)
 class File:
     """arrays: name -> array; texts: what stands beside them as text."""
@@ -40,7 +48,7 @@ class Source:
     normalisation of the layer before it. norms: endings of layers' names -> norm (batch or group), affine or group.
     ignored: (pattern of a variable's name, reason). adapt(file): fields that differ for this file.
     config(file, keys, source): config keys, from those that names and shapes tell; source: this one, adapted.
-    conventions(is_fpn): config keys of every detector of the program (docs/conventions.md).
+    conventions(is_fpn): config keys of every detector of the program, besides `common_conventions`.
 
     is_rgb: the first convolution's input. epsilon: of batch normalisations. background_last: the classifier's row.
     mask_background: masks have a row for the background, the first. ratios_outside: the anchors of a position run over
@@ -64,6 +72,10 @@ class Source:
     background_last: bool = False
     mask_background: bool = True
     ratios_outside: bool = False
+
+    def detector_keys(self, is_fpn: bool) -> dict[str, Any]:
+        """All config keys of the program's conventions."""
+        return common_conventions(is_fpn) | self.conventions(is_fpn)
 
     def reason_to_ignore(self, name: str) -> str | None:
         """Why a variable is left out, or None."""

@@ -22,7 +22,8 @@ def _is_of_detectron2(file: File) -> bool:
 def conventions_of_caffe2(is_fpn: bool) -> dict:
     """Config keys of its detectors, and of maskrcnn-benchmark's, which follow it: corners are pixels, both inside."""
     return {"RPN.ANCHOR_OFFSET": 0.5, "RPN.ANCHOR_ROUNDING": "sides", "ROIALIGN.SAMPLES": 2 if is_fpn else 0,
-            "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True}
+            "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True, "MRCNN.PASTE": "padded", "PREPROC.RESIZE": "float",
+            "PREPROC.SIZE_ROUNDING": "nearest"}
 
 
 def _adapt(file: File) -> dict:

@@ -8,6 +8,8 @@ from FasterRCNN.foreign.sources.base import File, Source
 
 _MODEL = r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)?"
 _BLOCK = rf"{_MODEL}res(\d)\.(\d+)"
+_CONVENTIONS = {"RPN.MIN_SIZE": 1e-6, "ROIALIGN.SAMPLES": 0, "ROIALIGN.ALIGNED": True, "MRCNN.PASTE": "exact",
+                "PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "nearest"}
 
 
 def _is_rgb(file: File) -> bool:
@@ -62,6 +64,5 @@ SOURCE = Source(
         (r"sem_seg_head\..*", "semantic segmentation is not predicted here"),
     ),
     adapt=lambda file: {"is_rgb": _is_rgb(file)},
-    config=_config, conventions=lambda is_fpn: {"RPN.MIN_SIZE": 1e-6, "ROIALIGN.SAMPLES": 0},
-    background_last=True, mask_background=False,
+    config=_config, conventions=lambda is_fpn: _CONVENTIONS, background_last=True, mask_background=False,
 )

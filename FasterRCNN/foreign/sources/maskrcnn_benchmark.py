@@ -47,8 +47,12 @@ def _config(file, keys, source):
             "BACKBONE.STRIDE_1X1": keys.get("BACKBONE.NUM_GROUPS", 1) == 1 and keys["BACKBONE.NORM"] != "GN"}
 
 
+def _conventions(is_fpn):
+    return conventions_of_caffe2(is_fpn) | {"PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "short"}
+
+
 SOURCE = Source(
     name="maskrcnn-benchmark", title="maskrcnn-benchmark", marks=(r"backbone\.body\.stem\.conv1\.weight",),
     layers=_LAYERS, adapt=lambda file: {"layers": _LAYERS + _box_convs(file)},
-    config=_config, conventions=conventions_of_caffe2, epsilon=0.0, ratios_outside=True,
+    config=_config, conventions=_conventions, epsilon=0.0, ratios_outside=True,
 )

@@ -18,7 +18,10 @@ _RESNET = (
     (r"layer(\d)\.(\d+)\.downsample\.1", "group{}/block{}/convshortcut/norm", (-1, 0)),
 )
 
-_CONVENTIONS = {"RPN.ANCHOR_ROUNDING": "corners", "RPN.MIN_SIZE": 1e-3, "ROIALIGN.ALIGNED": False}
+_CONVENTIONS = {
+    "BACKBONE.STRIDE_1X1": False, "RPN.ANCHOR_ROUNDING": "corners", "RPN.FIT_STRIDES": True, "RPN.MIN_SIZE": 1e-3,
+    "ROIALIGN.SAMPLES": 2, "ROIALIGN.ALIGNED": False, "MRCNN.PASTE": "padded", "PREPROC.RESIZE": "float",
+    "PREPROC.SIZE_ROUNDING": "floor"}
 
 DETECTION = Source(
     name="torchvision", title="torchvision's detection models", marks=(r"backbone\.body\.conv1\.weight",),
