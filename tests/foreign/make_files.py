@@ -6,6 +6,7 @@
 Needs torch and torchvision (2.14.1 and 0.29.1 wrote what is here); the tests do not.
 """
 
+import sys
 from collections import OrderedDict
 from pathlib import Path
 
@@ -20,6 +21,12 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.models.resnet import Bottleneck
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from foreign_names import BLOCKS, KINDS, draw_model  # noqa: E402
+from restated import Rules, run  # noqa: E402
+
+SHORT, LONGEST, MOST = 150, 230, 50  # of the resized photo; detections that are kept
 WIDTH, PYRAMID, CLASSES = 2, 4, 4  # background counted
 
 
@@ -126,6 +133,123 @@ def odd_tensors():
         channels_last=base.view(1, 2, 3, 4).contiguous(memory_format=torch.channels_last))
 
 
+# ------------------------------------------------------------------------ programs that are written again (restated.py)
+
+
+class Detectron2Names:
+    def __init__(self, is_fpn):
+        self.body, self.roi_body = ("backbone.bottom_up.",) * 2 if is_fpn else ("backbone.", "roi_heads.")
+
+    def variable(self, name, kind):
+        return f"{name}.{kind}"
+
+    def norm(self, name, kind):
+        return f"{name}.norm.{ {'mean': 'running_mean', 'variance': 'running_var'}.get(kind, kind)}"
+
+    def conv(self, group, block, which):
+        if group is None:
+            return f"{self.body}stem.conv1"
+        start = self.roi_body if group == 3 else self.body
+        return f"{start}res{group + 2}.{block}.{f'conv{which}' if which else 'shortcut'}"
+
+    def fpn(self, which, level):
+        return f"backbone.fpn_{ {'inner': 'lateral', 'outer': 'output'}[which]}{level}"
+
+    def rpn(self, which):
+        return "proposal_generator.rpn_head." + {
+            "conv": "conv", "class": "objectness_logits", "box": "anchor_deltas"}[which]
+
+    def fc(self, number):
+        return f"roi_heads.box_head.fc{number - 5}"
+
+    def head(self, which):
+        return "roi_heads.box_predictor." + {"class": "cls_score", "box": "bbox_pred"}[which]
+
+    def mask(self, which):
+        return "roi_heads.mask_head." + {"deconv": "deconv", "last": "predictor"}.get(which, f"mask_fcn{which}")
+
+
+class BenchmarkNames(Detectron2Names):
+    def __init__(self, is_fpn):
+        self.roi_body = "backbone.body." if is_fpn else "roi_heads.box.feature_extractor.head."
+
+    def norm(self, name, kind):
+        layer = name.replace("downsample.0", "downsample.1").replace("conv", "bn")
+        return f"{layer}.{ {'mean': 'running_mean', 'variance': 'running_var'}.get(kind, kind)}"
+
+    def conv(self, group, block, which):
+        if group is None:
+            return "backbone.body.stem.conv1"
+        start = self.roi_body if group == 3 else "backbone.body."
+        return f"{start}layer{group + 1}.{block}.{f'conv{which}' if which else 'downsample.0'}"
+
+    def fpn(self, which, level):
+        return f"backbone.fpn.fpn_{ {'inner': 'inner', 'outer': 'layer'}[which]}{level - 1}"
+
+    def rpn(self, which):
+        return "rpn.head." + {"conv": "conv", "class": "cls_logits", "box": "bbox_pred"}[which]
+
+    def fc(self, number):
+        return f"roi_heads.box.feature_extractor.fc{number}"
+
+    def head(self, which):
+        return "roi_heads.box.predictor." + {"class": "cls_score", "box": "bbox_pred"}[which]
+
+    def mask(self, which):
+        return "roi_heads.mask." + {"deconv": "predictor.conv5_mask", "last": "predictor.mask_fcn_logits"}.get(
+            which, f"feature_extractor.mask_fcn{which}")
+
+
+class DetectronNames:
+    """Of C4 models."""
+
+    def variable(self, name, kind):
+        return f"{name}_{kind[0]}"
+
+    def norm(self, name, kind):
+        scope = "res_conv1_bn" if name == "conv1" else f"{name}_bn"
+        return f"{scope}_{ {'weight': 's', 'bias': 'b'}.get(kind, 'rm')}"
+
+    def conv(self, group, block, which):
+        return "conv1" if group is None else f"res{group + 2}_{block}_branch{['1', '2a', '2b', '2c'][which]}"
+
+    def rpn(self, which):
+        return {"conv": "conv_rpn", "class": "rpn_cls_logits", "box": "rpn_bbox_pred"}[which]
+
+    def head(self, which):
+        return {"class": "cls_score", "box": "bbox_pred"}[which]
+
+    def mask(self, which):
+        return {"deconv": "conv5_mask", "last": "mask_fcn_logits"}[which]
+
+
+D2 = {"plus": 0, "mean": (103.53, 116.28, 123.675), "stride_1x1": True, "epsilon": 1e-5, "aligned": True,
+      "samples": 0, "background_first": False, "smallest": 0}
+CAFFE2 = D2 | {"plus": 1, "mean": (102.9801, 115.9465, 122.7717), "aligned": False, "background_first": True,
+               "epsilon": 0.0, "smallest": -1}
+RESTATED = {
+    "detectron2 FPN": ("detectron2", Rules(Detectron2Names(True), True, **D2)),
+    "detectron2 C4": ("detectron2", Rules(Detectron2Names(False), False, **D2)),
+    "maskrcnn-benchmark FPN": (
+        "maskrcnn-benchmark", Rules(BenchmarkNames(True), True, **CAFFE2 | {"samples": 2})),
+    "Detectron C4": ("detectron", Rules(DetectronNames(), False, **CAFFE2)),
+}
+
+
+def restated_numbers():
+    """Of each of RESTATED the last layers' arrays and the first detections; their names start with the kind."""
+    image = photo()[:, 20:103, 30:161].permute(1, 2, 0).flip(2).numpy()
+    arrays = {"photo": image}
+    for kind, (way, rules) in RESTATED.items():
+        weights = draw_model(KINDS[kind][1], seed=1)
+        found, changed = run(weights, rules, image, BLOCKS, way=way, short=SHORT, longest=LONGEST, spread=True)
+        again, _ = run(weights | changed, rules, image, BLOCKS, way=way, short=SHORT, longest=LONGEST)
+        print(kind, len(again["scores"]), again["scores"][[0, 10, -1]], np.ptp(again["boxes"], 0), found.keys())
+        arrays |= {f"{kind}/weights/{name}": value for name, value in changed.items()}
+        arrays |= {f"{kind}/{name}": value[:MOST] for name, value in again.items()}
+    return arrays
+
+
 def main():
     """Write every file."""
     torch.manual_seed(0)
@@ -141,6 +265,7 @@ def main():
     checkpoint = {"model": odd_tensors(), "epoch": 3, "optimizer": {"state": {0: {"momentum": torch.ones(2)}}}}
     torch.save(checkpoint, HERE / "odd.pth")
     torch.save(checkpoint, HERE / "odd_stream.pth", _use_new_zipfile_serialization=False)
+    np.savez_compressed(HERE / "restated_numbers.npz", **restated_numbers())
     odd = {name: value.float().detach().numpy() for name, value in odd_tensors().items()}
     np.savez_compressed(HERE / "odd_numbers.npz", **odd)
     print(torch.__version__, torchvision.__version__, sum(file.stat().st_size for file in HERE.iterdir()), "bytes")
