@@ -127,6 +127,8 @@ TABLE = (
     Key("BACKBONE.FREEZE_AT", 2, int, "not trained: 0 nothing, 1 the stem, 2 the stem and group0", one_of(0, 1, 2)),
     Key("BACKBONE.TF_PAD_MODE", False, bool,
         "strided layers pad more at bottom/right ('Pad' weights); False: top/left ('AlignPadding')"),
+    Key("BACKBONE.SYMMETRIC_PAD", False, bool,
+        "strided layers pad all sides equally, so that maps of odd size round up (Caffe, PyTorch)"),
     Key("BACKBONE.STRIDE_1X1", False, bool,
         "stride in a block's first 1x1 convolution (MSRA/caffe2 weights), not the 3x3"),
     # ---- training ----
@@ -159,6 +161,12 @@ TABLE = (
     Key("PREPROC.TEST_SHORT_EDGE_SIZE", 800, int, "prediction: the shorter side in pixels", AT_LEAST_ONE),
     Key("PREPROC.MAX_SIZE", 1333, int,
         "largest longer side in pixels (see FPN.ROUND_MAX_SIZE)", AT_LEAST_ONE),
+    Key("PREPROC.RESIZE", "opencv", str,
+        "bilinear; pillow: averages as it shrinks (detectron2); float: without whole grey values (torchvision)",
+        one_of("opencv", "pillow", "float")),
+    Key("PREPROC.SIZE_ROUNDING", "nearest", str,
+        "sides to whole pixels: both to the nearest, both by floor (torchvision), short first (maskrcnn-benchmark)",
+        one_of("nearest", "floor", "short")),
     Key("PREPROC.PIXEL_MEAN", (123.675, 116.28, 103.53), list[float], "subtracted from the pixels, RGB", length=3),
     Key("PREPROC.PIXEL_STD", (58.395, 57.12, 57.375), list[float], "divides the pixels, RGB", ABOVE_ZERO, length=3),
     Key("PREPROC.AUGMENT", ("flip_horizontal",), list[str],
@@ -173,6 +181,8 @@ TABLE = (
     Key("RPN.ANCHOR_ROUNDING", "none", str,
         "to whole pixels: an anchor's corners (torchvision), or the sides of the stride's anchor (Detectron)",
         one_of("none", "corners", "sides")),
+    Key("RPN.FIT_STRIDES", False, bool,
+        "anchors stand image side // cells pixels apart (torchvision's P6); False: the level's stride"),
     Key("RPN.POSITIVE_ANCHOR_THRESH", 0.7, float, "anchors of this IoU or more are foreground", SHARE),
     Key("RPN.NEGATIVE_ANCHOR_THRESH", 0.3, float, "anchors of less IoU are background", SHARE),
     Key("RPN.CROWD_OVERLAP_THRESH", 9.99, float,
@@ -181,6 +191,7 @@ TABLE = (
     Key("RPN.FG_RATIO", 0.5, float, "greatest share of foreground among them", SHARE),
     Key("RPN.MIN_SIZE", 0.0, float, "proposals with a shorter side are dropped", NOT_NEGATIVE),
     Key("RPN.PROPOSAL_NMS_THRESH", 0.7, float, "IoU of the proposals' non-maximum suppression", SHARE),
+    Key("RPN.NUM_CONVS", 1, int, "3x3 convolutions of the RPN", AT_LEAST_ONE),
     Key("RPN.HEAD_DIM", 1024, int, "C4: channels of the RPN's 3x3 convolution (FPN: FPN.NUM_CHANNEL)", AT_LEAST_ONE),
     Key("RPN.TRAIN_PRE_NMS_TOPK", 12000, int,
         "C4 and 'Joint', training: best anchors before suppression", AT_LEAST_ONE),
@@ -216,11 +227,15 @@ TABLE = (
     Key("FPN.FRCNN_CONV_HEAD_DIM", 256, int, "channels of the box head's convolutions", AT_LEAST_ONE),
     Key("FPN.FRCNN_FC_HEAD_DIM", 1024, int, "width of the box head's fully-connected layers", AT_LEAST_ONE),
     Key("FPN.MRCNN_HEAD_FUNC", "maskrcnn_up4conv_head", str, "mask head", MASK_HEADS),
+    Key("FPN.NORM_BEFORE_RELU", False, bool,
+        "heads with GN: convolution, GN, ReLU, as all but tensorpack; False: ReLU before GN"),
     Key("FPN.ROUND_MAX_SIZE", True, bool, "round PREPROC.MAX_SIZE up to a multiple of 32"),
     Key("FPN.CASCADE", False, bool, "three box heads in a row (Cascade R-CNN)"),
     # ---- mask head, cascade ----
     Key("MRCNN.HEAD_DIM", 256, int, "channels of the mask head", AT_LEAST_ONE),
-    Key("MRCNN.ACCURATE_PASTE", True, bool, "paste masks into the boxes as they are; False: rounded to pixels"),
+    Key("MRCNN.PASTE", "exact", str,
+        "paste masks into the boxes as they are, rounded to pixels, or padded and cut to pixels (torchvision)",
+        one_of("exact", "rounded", "padded")),
     Key("CASCADE.IOUS", (0.5, 0.6, 0.7), list[float], "foreground IoU of each stage", SHARE),
     Key("CASCADE.BBOX_REG_WEIGHTS", CASCADE_WEIGHTS, list[list[float]], "weights of each stage's deltas"),
     # ---- prediction ----
@@ -228,6 +243,8 @@ TABLE = (
     Key("TEST.PRECISION", "fp32", str, "of the network; bf16 is fast on CPUs with AMX and on GPUs", PRECISIONS),
     Key("TEST.FRCNN_NMS_THRESH", 0.5, float, "IoU of the detections' class-wise non-maximum suppression", SHARE),
     Key("TEST.RESULT_SCORE_THRESH", 0.05, float, "detections of a lower score are dropped", BELOW_ONE),
+    Key("TEST.RESULT_MIN_SIZE", 0.0, float,
+        "detections with a shorter side, in pixels of the network's image, are dropped", NOT_NEGATIVE),
     Key("TEST.RESULT_SCORE_THRESH_VIS", 0.5, float, "detections of a lower score are not drawn", BELOW_ONE),
     Key("TEST.RESULTS_PER_IM", 100, int, "most detections of an image", AT_LEAST_ONE),
     Key("TEST.MASK_THRESH", 0.5, float, "mask probability from which a pixel belongs to the object", BELOW_ONE),
@@ -246,6 +263,9 @@ OLD_KEYS: dict[str, dict[str, Callable[[Any], Any]]] = {
         "PREPROC.TRAIN_SHORT_EDGE_SIZE": lambda size: [size, size],
     },
     "BACKBONE.RESNET_NUM_BLOCK": {"BACKBONE.RESNET_NUM_BLOCKS": lambda blocks: blocks},
+    "MRCNN.ACCURATE_PASTE": {
+        "MRCNN.PASTE": lambda accurate: "exact" if accurate is True else "rounded" if accurate is False else accurate,
+    },
     "DATA.NUM_CATEGORY": {"DATA.NUM_CLASS": lambda count: count},
 }
 # For the error messages of keys whose default is empty.
@@ -595,6 +615,10 @@ def _check_norms(cfg: Config) -> None:
     _require(
         not (cfg.BACKBONE.FREEZE_AFFINE and cfg.BACKBONE.NORM == "None"), cfg, "BACKBONE.FREEZE_AFFINE",
         "BACKBONE.NORM=None has no gamma and beta to freeze; use FREEZE_AFFINE=False",
+    )
+    _require(
+        not (cfg.BACKBONE.SYMMETRIC_PAD and cfg.BACKBONE.TF_PAD_MODE), cfg, "BACKBONE.SYMMETRIC_PAD",
+        "contradicts BACKBONE.TF_PAD_MODE=True, which pads more at bottom/right; set one of them to False",
     )
     groups, width = cfg.BACKBONE.NUM_GROUPS, cfg.BACKBONE.WIDTH_PER_GROUP
     _require(

@@ -118,6 +118,8 @@ def make_train_batches(
         augmentations=parse_augmentations(cfg.PREPROC.AUGMENT),
         short_edge_range=tuple(cfg.PREPROC.TRAIN_SHORT_EDGE_SIZE),
         max_size=cfg.PREPROC.MAX_SIZE,
+        resize_method=cfg.PREPROC.RESIZE,
+        size_rounding=cfg.PREPROC.SIZE_ROUNDING,
         pad_multiple=FPN_PAD_MULTIPLE if cfg.MODE_FPN else 1,
         with_masks=cfg.MODE_MASK,
         seed=seed,
@@ -227,11 +229,11 @@ class TrainBatches:
     Device-step d is share d % num_devices of the batch of step d // num_devices: so images of a step are of like shape
     on all devices, and N devices with b images, or one that adds up N batches of b, train on what one with N·b does.
 
-    image uint8 B×H×W×3 (BGR), padded with zeros to the largest of them and a multiple of `pad_multiple`; image_size
-    int32 B×2 (h, w before padding); gt_boxes float32 B×G×4; gt_labels int32 B×G (1..K, 0 an empty slot, -1 a crowd or
-    difficult); gt_masks uint8 B×G×112×14, packed mask crops (FasterRCNN/imaging/mask_crops.py), zeros for crowds;
-    image_index int32 B, into dataset.records; seed int32, for random choices in the graph. G is a multiple of 8, at
-    least 8.
+    image uint8 B×H×W×3 (BGR; float32 of `resize_method` "float"), padded with zeros to the largest of them and a
+    multiple of `pad_multiple`; image_size int32 B×2 (h, w before padding); gt_boxes float32 B×G×4; gt_labels int32 B×G
+    (1..K, 0 an empty slot, -1 a crowd or difficult); gt_masks uint8 B×G×112×14, packed mask crops
+    (FasterRCNN/imaging/mask_crops.py), zeros for crowds; image_index int32 B, into dataset.records; seed int32, for
+    random choices in the graph. G is a multiple of 8, at least 8.
 
     The short edge of a step's images is drawn from `short_edge_range` (both ends included), their longer side is at
     most `max_size`; each is augmented. All of it follows from (seed, step, place in the batch). An image that cannot be
@@ -243,6 +245,8 @@ class TrainBatches:
     augmentations: Sequence[Augmentation]
     short_edge_range: tuple[int, int]
     max_size: int
+    resize_method: str
+    size_rounding: str
     pad_multiple: int
     with_masks: bool
     seed: int
@@ -275,7 +279,8 @@ class TrainBatches:
     def _example(self, index: int, short_edge: int, rng: np.random.Generator) -> _Example:
         index, image, target = self._read(index, rng)
         image, target = augment(image, target, self.augmentations, rng)
-        image = resize_image(image, short_edge, self.max_size)
+        image = resize_image(
+            image, short_edge, self.max_size, method=self.resize_method, rounding=self.size_rounding)
         target = target.resize(image.shape[1::-1])
         return _Example(
             index=index,
@@ -400,7 +405,7 @@ def _draw_batch(batch: dict[str, np.ndarray], categories: Categories) -> Iterato
             is_crowd=np.zeros(len(boxes), bool),
             segmentations=segmentations,
         )
-        yield draw_truth(image, shown, with_region)
+        yield draw_truth(np.rint(image).astype(np.uint8), shown, with_region)
 
 
 def stats(args: argparse.Namespace) -> int:

@@ -92,7 +92,10 @@ def build_predictor(cfg: Config, weights: Mapping[str, np.ndarray], *, source: s
         ims_per_batch=cfg.TEST.IMS_PER_GPU,
         with_masks=cfg.MODE_MASK,
         mask_threshold=cfg.TEST.MASK_THRESH,
-        accurate_paste=cfg.MRCNN.ACCURATE_PASTE,
+        paste=cfg.MRCNN.PASTE,
+        inclusive_boxes=cfg.ROIALIGN.INCLUSIVE,
+        resize_method=cfg.PREPROC.RESIZE,
+        size_rounding=cfg.PREPROC.SIZE_ROUNDING,
         config=cfg.to_dict(),
         source=source,
     )

@@ -31,6 +31,7 @@ from data import load_set, load_training_set, make_train_dataflow
 from eval import format_metrics
 from FasterRCNN.engine.curves import plot_runs
 from FasterRCNN.engine.run_folder import CONFIG_FILE, check_run_folder, claim_run_folder, describe_run
+from FasterRCNN.imaging.resize import image_dtype
 from FasterRCNN.metrics import MAIN_NUMBER
 from FasterRCNN.structures import Categories, Dataset
 from inference import build_predictor, draw_comparisons, evaluate_model, unique_names
@@ -245,6 +246,7 @@ def make_model(cfg: Config, *, num_gpus: int, job: Processes | None) -> Detector
         build_detector(cfg, is_training=True, **several),
         ims_per_gpu=cfg.TRAIN.IMS_PER_GPU,
         with_masks=cfg.MODE_MASK,
+        image_dtype=image_dtype(cfg.PREPROC.RESIZE),
         weight_decay=cfg.TRAIN.WEIGHT_DECAY,
         momentum=cfg.TRAIN.MOMENTUM,
         clip_norm=cfg.TRAIN.GRADIENT_CLIP,

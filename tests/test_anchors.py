@@ -46,6 +46,11 @@ def test_grid_of_a_map_without_cells():
     assert evaluate(lambda: grid_anchors(0, 5, 8, [16], [1.0])).shape == (0, 4)
 
 
+def test_steps_other_than_the_stride():
+    anchors = evaluate(lambda: grid_anchors(2, 3, 64, [32], [1.0], steps=(61, 60)))
+    assert ((anchors[:, :2] + anchors[:, 2:]) / 2).tolist() == [[x, y] for y in (0, 61) for x in (0, 60, 120)]
+
+
 def test_corners_rounded_as_torchvision_does():
     """torchvision's generate_anchors for sizes 32 and ratios 0.5, 1, 2: halves round to even."""
     expected = [[-23, -11, 23, 11], [-16, -16, 16, 16], [-11, -23, 11, 23]]

@@ -207,6 +207,13 @@ def test_old_spellings_say_what_they_want():
         changed("PREPROC.SHORT_EDGE_SIZE=small")
 
 
+def test_the_old_way_to_choose_how_masks_are_pasted():
+    assert changed("MRCNN.ACCURATE_PASTE=True").MRCNN.PASTE == changed().MRCNN.PASTE == "exact"
+    assert changed("MRCNN.ACCURATE_PASTE=False").MRCNN.PASTE == "rounded"
+    with pytest.raises(ConfigError, match="MRCNN.PASTE='well': must be one of exact, rounded, padded|MRCNN.PASTE=well"):
+        changed("MRCNN.ACCURATE_PASTE=well")
+
+
 def test_old_data_set_names():
     cfg = changed("DATA.TRAIN=('train2014', 'valminusminival2014')", "DATA.VAL=minival2014")
     assert cfg.DATA.TRAIN == ("coco_train2014", "coco_valminusminival2014") and cfg.DATA.VAL == ("coco_minival2014",)
@@ -323,6 +330,7 @@ def test_no_more_loader_processes_than_cores(monkeypatch):
         ("MODE_FPN=True FPN.CASCADE=True CASCADE.BBOX_REG_WEIGHTS=[[1,1,1,1]]", "4 weights for each of the 3 stages"),
         ("BACKBONE.NORM=GN BACKBONE.CHANNELS=40", "BACKBONE.CHANNELS=40: group normalisation needs a multiple of 32"),
         ("MODE_FPN=True FPN.NORM=GN FPN.NUM_CHANNEL=100", "FPN.NUM_CHANNEL=100: group normalisation"),
+        ("BACKBONE.SYMMETRIC_PAD=True BACKBONE.TF_PAD_MODE=True", "contradicts BACKBONE.TF_PAD_MODE=True"),
         ("BACKBONE.NORM=None BACKBONE.FREEZE_AFFINE=True", "use FREEZE_AFFINE=False"),
     ],
 )

@@ -26,7 +26,7 @@ from tiny import (
 
 from FasterRCNN.engine.optim import weight_decay_loss
 from FasterRCNN.engine.weights import restore
-from FasterRCNN.modeling.box_head import with_one_filled
+from FasterRCNN.modeling.box_head import select_detections, with_one_filled
 from FasterRCNN.modeling.build import build_detector
 from FasterRCNN.modeling.rpn import Proposals, RPNOutput, sample_anchors
 from FasterRCNN.ops.anchors import grid_anchors
@@ -41,7 +41,7 @@ MODELS = {
         "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True, "FPN.ROUND_MAX_SIZE": False, "PREPROC.MAX_SIZE": 125,
     },
     "c4": C4,
-    "c4 with adaptive sampling": {**C4, "ROIALIGN.SAMPLES": 0},
+    "c4 as detectron2": {**C4, "ROIALIGN.SAMPLES": 0, "BACKBONE.SYMMETRIC_PAD": True, "RPN.NUM_CONVS": 2},
     "c4 gn boxes": {**C4, **GN_BACKBONE, "MODE_MASK": False, "BACKBONE.TF_PAD_MODE": True},
 }
 # Of sizes that divide by nothing; objects reach into corners.
@@ -87,6 +87,34 @@ def test_detections_are_well_formed(batched_and_alone):
         assert (np.diff(found["scores"][i, :count]) <= 0).all() and not found["scores"][i, count:].any()
         assert (found["labels"][i, :count] >= 1).all() and (found["labels"][i] <= NUM_CLASSES).all()
         assert not found["labels"][i, count:].any()
+
+
+def test_padding_on_both_sides_changes_odd_sizes_alone():
+    models = [TinyModel({**C4, "BACKBONE.SYMMETRIC_PAD": pad}) for pad in (False, True)]
+    even, odd = example(96, 128, 1, seed=1), example(97, 125, 1, seed=1)
+    for item, shapes in ((even, [(6, 8), (6, 8)]), (odd, [(6, 7), (7, 8)])):
+        maps = []
+        for model in models:
+            with model.graph.as_default(), tf.variable_scope(tf.get_variable_scope(), reuse=True):
+                _, levels, _ = model.detector.features(model.inputs["image"], model.inputs["image_size"])
+            maps.append(model.run(levels[0], [item]))
+        assert [x.shape[1:3] for x in maps] == shapes
+        if shapes[0] == shapes[1]:
+            assert maps[1] == pytest.approx(maps[0], abs=1e-4)
+
+
+def test_anchors_that_fit_the_image():
+    """P6 of 96×160 pixels has 2×3 cells: 48 and 53 pixels apart, on the other levels as far as the stride."""
+    for fit, steps in ((False, (64, 64)), (True, (48, 53))):
+        model = TinyModel({"RPN.FIT_STRIDES": fit, "PREPROC.MAX_SIZE": 160})
+        with model.graph.as_default(), tf.variable_scope(tf.get_variable_scope(), reuse=True):
+            _, levels, extent = model.detector.features(model.inputs["image"], model.inputs["image_size"])
+            anchors = model.detector.rpn_head(levels, extent).anchors
+        p5, p6 = model.run(anchors[3:], [example(96, 160, 1, seed=1)])
+        corners = p6.reshape(2, 3, 3, 4)[..., :2]
+        assert np.diff(corners, axis=0)[..., 1] == pytest.approx(steps[0], abs=1e-3)
+        assert np.diff(corners, axis=1)[..., 0] == pytest.approx(steps[1], abs=1e-3)
+        assert np.diff(p5.reshape(3, 5, 3, 4)[..., 0], axis=1) == pytest.approx(32, abs=1e-3)
 
 
 def test_the_longest_side_that_deltas_make():
@@ -181,6 +209,17 @@ def test_no_detection_at_all(trainable_model):
     assert found["num_detections"].tolist() == [0]
     assert not any(value.any() for value in found.values())
     assert found["masks"].shape == (1, 12, *[28 if trainable_model.cfg.MODE_FPN else 14] * 2)
+
+
+@pytest.mark.parametrize("min_size, kept", [(0.0, [0.9, 0.8, 0.7]), (0.01, [0.9, 0.7]), (20.0, [0.9])])
+def test_detections_without_area_are_dropped_if_asked(min_size, kept):
+    boxes = np.array([[[0, 0, 30, 40], [50, 9, 50, 20], [60, 60, 79, 90]]], np.float32)
+    scores = np.array([[[0.1, 0.9], [0.2, 0.8], [0.3, 0.7]]], np.float32)
+    found = evaluate(lambda boxes, scores: select_detections(
+        boxes, tf.zeros([1, 3, 2, 4]), scores, tf.fill([1, 3], True), tf.constant([[100, 100]]), score_thresh=0.05,
+        nms_thresh=0.5, max_detections=5, decode=lambda boxes, deltas, size: boxes[:, :, None] + deltas,
+        min_size=min_size).scores, boxes, scores)
+    assert found[0] == pytest.approx(kept + [0] * (5 - len(kept)))
 
 
 @pytest.mark.parametrize("valid, among, expected", [

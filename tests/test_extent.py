@@ -60,6 +60,15 @@ def test_c4_cells_follow_from_halving_with_rounding_down(size):
     assert cells.tolist() == [[size, 4]]
 
 
+@pytest.mark.parametrize("size", [17, 31, 32, 33, 100, 111])
+def test_cells_follow_from_halving_with_rounding_up(size):
+    cells = evaluate(
+        lambda: BatchExtent(tf.constant([[size, 64]]), 1, tf.constant([size, 64]), halves_up=True).cells(16))
+    for _ in range(4):
+        size = (size + 1) // 2
+    assert cells.tolist() == [[size, 4]]
+
+
 def test_images_that_fill_the_canvas_are_left_as_they_are():
     x = np.random.default_rng(0).normal(size=[2, 8, 12, 1]).astype(np.float32)
     sizes = np.array([[64, 96], [33, 65]], np.int32)  # both are 64×96 once padded

@@ -5,6 +5,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny import evaluate
 
+from FasterRCNN.modeling.backbone import stride_two_padding
+from FasterRCNN.modeling.box_head import normalized_convs
 from FasterRCNN.ops.extent import BatchExtent
 from FasterRCNN.ops.layers import (
     NORM_EPSILON,
@@ -107,6 +109,30 @@ def test_group_norm_with_extent_is_that_of_the_image_alone():
 
     alone = evaluate(lambda x: group_norm(x, "gn"), x[:1, :8, :8])
     assert evaluate(together, x)[:1, :8, :8] == pytest.approx(alone, abs=1e-4)
+
+
+@pytest.mark.parametrize("norm_before_relu", [False, True])
+def test_convolutions_of_a_head_with_normalisation_on_either_side_of_relu(norm_before_relu):
+    x = feature(2, 4, 5, 32)
+    ours = evaluate(lambda x: normalized_convs(x, 32, 1, "conv", norm="GN", norm_before_relu=norm_before_relu), x)
+    kernel, bias = values("conv0", W=(3, 3, 32, 32), b=(32,))
+    gamma, beta = values("gn0", gamma=(32,), beta=(32,))
+    expected = numpy_conv(x, kernel, 1, ((1, 1), (1, 1))) + bias
+    if not norm_before_relu:
+        expected = np.maximum(expected, 0)
+    expected = np.stack([numpy_group_norm(image, gamma, beta) for image in expected])
+    assert ours == pytest.approx(np.maximum(expected, 0) if norm_before_relu else expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("size", [8, 9])
+def test_padding_on_both_sides_rounds_odd_sizes_up(size):
+    """Windows of 7 at steps of 2, from three cells before the map until no later one begins within it."""
+    pad = stride_two_padding(5, "both")
+    assert (pad, stride_two_padding(1, "both")) == ((3, 3), (1, 1))
+    x, (kernel, bias) = feature(1, size, size, 3), values("layer", W=(7, 7, 3, 2), b=(2,))
+    ours = evaluate(lambda x: conv2d(x, 2, 7, "layer", stride=2, padding=(pad, pad)), x)
+    assert ours.shape == (1, -(-size // 2), -(-size // 2), 2)
+    assert ours == pytest.approx(numpy_conv(x, kernel, 2, ((3, 3), (3, 3))) + bias, abs=1e-4)
 
 
 def test_fully_connected_reads_maps_in_channel_row_column_order():

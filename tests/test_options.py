@@ -75,13 +75,23 @@ VARIANTS = {
     },
     "torchvision's conventions": {
         "RPN.ANCHOR_ROUNDING": "corners", "FRCNN.MAX_SCALE": 62.5, "ROIALIGN.ALIGNED": False, "TRAIN.IMS_PER_GPU": 2,
-        "FPN.ROUND_MAX_SIZE": False, "PREPROC.MAX_SIZE": 90,
+        "FPN.ROUND_MAX_SIZE": False, "PREPROC.MAX_SIZE": 90, "RPN.FIT_STRIDES": True, "RPN.NUM_CONVS": 2,
+        "TEST.RESULT_MIN_SIZE": 0.01, "RPN.MIN_SIZE": 0.001,
     },
     "maskrcnn-benchmark's conventions": {
         "RPN.ANCHOR_ROUNDING": "sides", "RPN.ANCHOR_OFFSET": 0.5, "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True,
     },
-    "detectron2's conventions": {"ROIALIGN.SAMPLES": 0, "TRAIN.IMS_PER_GPU": 2},
-    "c4 with detectron2's conventions": {**C4, "ROIALIGN.SAMPLES": 0, "TRAIN.IMS_PER_GPU": 2},
+    "detectron2's conventions": {
+        "ROIALIGN.SAMPLES": 0, "TRAIN.IMS_PER_GPU": 2, "BACKBONE.SYMMETRIC_PAD": True, "FPN.NORM_BEFORE_RELU": True,
+        "FPN.FRCNN_HEAD_FUNC": "fastrcnn_4conv1fc_gn_head", "FPN.FRCNN_CONV_HEAD_DIM": 32,
+        "FPN.MRCNN_HEAD_FUNC": "maskrcnn_up4conv_gn_head", "MRCNN.HEAD_DIM": 32,
+    },
+    "c4 with detectron2's conventions": {
+        **C4, "ROIALIGN.SAMPLES": 0, "BACKBONE.SYMMETRIC_PAD": True, "RPN.NUM_CONVS": 3, "TRAIN.IMS_PER_GPU": 2,
+    },
+    "c4 of Detectron, stride in the 1x1 convolution": {
+        **C4, "BACKBONE.SYMMETRIC_PAD": True, "BACKBONE.STRIDE_1X1": True, "ROIALIGN.ALIGNED": False,
+    },
     "c4 without normalisation": {
         **C4, "BACKBONE.NORM": "None", "BACKBONE.FREEZE_AT": 1, "RPN.MIN_SIZE": 8.0, "RPN.CROWD_OVERLAP_THRESH": 0.5,
         "TRAIN.IMS_PER_GPU": 2,
@@ -95,9 +105,9 @@ ELSEWHERE = {
         "BACKBONE.WEIGHTS", "TRAIN.SEED", "TRAIN.BASE_LR", "TRAIN.WARMUP", "TRAIN.WARMUP_INIT_LR", "TRAIN.LR_SCHEDULE",
         "TRAIN.LR_DECAY", "TRAIN.MOMENTUM", "TRAIN.WEIGHT_DECAY", "TRAIN.GRADIENT_CLIP", "TRAIN.STEPS_PER_EPOCH",
         "TRAIN.STARTING_EPOCH", "TRAIN.EVAL_PERIOD", "TRAIN.CHECKPOINT_PERIOD", "TRAIN.SUMMARY_PERIOD",
-        "PREPROC.TRAIN_SHORT_EDGE_SIZE", "PREPROC.TEST_SHORT_EDGE_SIZE", "MRCNN.ACCURATE_PASTE", "TEST.IMS_PER_GPU",
+        "PREPROC.TRAIN_SHORT_EDGE_SIZE", "PREPROC.TEST_SHORT_EDGE_SIZE", "MRCNN.PASTE", "TEST.IMS_PER_GPU",
         "TEST.MASK_THRESH", "TEST.RESULT_SCORE_THRESH_VIS", "DATA.CLASS_NAMES", "DATA.CATEGORY_IDS",
-        "DATA.ABSOLUTE_COORD", "TRAIN.NUM_GPUS",
+        "DATA.ABSOLUTE_COORD", "TRAIN.NUM_GPUS", "PREPROC.RESIZE", "PREPROC.SIZE_ROUNDING",
     ],
     "test_data": ["DATA.ON_ERROR", "DATA.MAX_BAD"],
     "test_your_own_data": ["DATA.CATALOG", "DATA.METRIC", "PREPROC.AUGMENT", "DATA.CACHE"],

@@ -28,6 +28,26 @@ def slow_paste(mask, box, height, width, threshold=0.5):
     return out
 
 
+def slow_padded_paste(mask, box, height, width, threshold=0.5):
+    """Pixel by pixel as in Detectron: a mask with a ring of zeros, resized to whole pixels of the box with the ring."""
+    size = len(mask) + 2
+    padded = np.pad(np.asarray(mask, np.float64), 1)
+    x1, y1, x2, y2 = (float(v) for v in box)
+    ring_x, ring_y = (x2 - x1) / len(mask), (y2 - y1) / len(mask)
+    left, top, right, bottom = int(x1 - ring_x), int(y1 - ring_y), int(x2 + ring_x), int(y2 + ring_y)
+    out = np.zeros((height, width), np.uint8)
+    for y in range(max(top, 0), min(bottom + 1, height)):
+        for x in range(max(left, 0), min(right + 1, width)):
+            u = np.clip((x - left + 0.5) * size / (right - left + 1) - 0.5, 0, size - 1)
+            v = np.clip((y - top + 0.5) * size / (bottom - top + 1) - 0.5, 0, size - 1)
+            i, j = min(int(v), size - 2), min(int(u), size - 2)
+            a, b = v - i, u - j
+            upper = padded[i, j] * (1 - b) + padded[i, j + 1] * b
+            lower = padded[i + 1, j] * (1 - b) + padded[i + 1, j + 1] * b
+            out[y, x] = upper * (1 - a) + lower * a > threshold
+    return out
+
+
 def disc_mask(cells):
     """The share of each cell of a box that its inscribed disc covers."""
     fine = 16
@@ -58,6 +78,29 @@ def test_paste_is_the_plain_definition(box, threshold):
     pasted = paste_mask(mask, np.array(box, np.float32), 40, 56, threshold)
     assert pasted.dtype == np.uint8 and pasted.any()
     np.testing.assert_array_equal(pasted, slow_paste(mask, np.float32(box), 40, 56, threshold))
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES.keys())
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_padded_paste_is_detectron_s(box, threshold):
+    mask, box = np.random.default_rng(0).random((7, 7), np.float32), np.array(box, np.float32)
+    expected = slow_padded_paste(mask, box, 40, 56, threshold)
+    pasted = paste_mask(mask, box, 40, 56, threshold, padded=True)
+    assert pasted.any()
+    np.testing.assert_array_equal(pasted, expected)
+    (rle,) = paste_masks_to_rle(mask[None], box[None], 40, 56, threshold, padded=True)
+    assert rle == coco_mask.encode(np.asfortranarray(expected))
+
+
+def test_padded_paste_of_a_box_without_area_has_a_pixel():
+    """int(5) … int(5) of the rows: one, at the middle of the mask; the columns from int(5 − 1) to int(9 + 1)."""
+    pasted = paste_mask(np.ones((4, 4), np.float32), np.array([5, 5, 9, 5], np.float32), 20, 30, padded=True)
+    assert sorted(zip(*np.nonzero(pasted))) == [(5, x) for x in range(5, 10)]
+
+
+@pytest.mark.parametrize("box", [(60, 60, 70, 70), (-20, -20, -10, -10), (np.nan, 0, 5, 5), (0, 0, np.inf, 5)])
+def test_padded_paste_of_boxes_without_a_pixel(box):
+    assert not paste_mask(np.ones((14, 14), np.float32), np.array(box, np.float32), 20, 30, padded=True).any()
 
 
 @pytest.mark.parametrize("cells", [14, 28])

@@ -11,6 +11,7 @@ from bright_box import CATEGORIES, MASK_SIDE, PHOTOS, SLOTS, WEIGHTS, BrightBoxD
 from pycocotools import mask as mask_utils
 
 from FasterRCNN.engine.predictor import Predictor, build_constant_graph, map_ahead
+from FasterRCNN.imaging.postprocess import paste_mask
 from FasterRCNN.modeling.build import build_detector
 from FasterRCNN.structures import FLIP_LEFT_RIGHT
 
@@ -68,6 +69,35 @@ def test_batch_size_changes_nothing():
         for a, b in zip(one.predict(images), four.predict(images)):
             np.testing.assert_array_equal(a.boxes, b.boxes)
             assert a.get_field("masks").segmentations == b.get_field("masks").segmentations
+
+
+@pytest.mark.parametrize("method", ["opencv", "pillow", "float"])
+def test_ways_to_resize(method):
+    with predictor(resize_method=method, size_rounding="floor", ims_per_batch=2) as model:
+        batch = model.prepare(list(enumerate(image for image, _ in PHOTOS[:2])))
+        assert batch.images.tensors.dtype == (np.float32 if method == "float" else np.uint8)
+        assert batch.images.image_sizes.tolist() == [[64, 100], [64, 64]]
+        for detections, (image, truth) in zip(model.predict([image for image, _ in PHOTOS]), PHOTOS):
+            check(detections, truth, *image.shape[:2])
+
+
+def test_boxes_that_scale_by_their_last_pixel():
+    """Twice as large as in the network: pixels 10 to 29 become 20 to 58, so the box ends at 59."""
+    image = photo(128, 200, (20, 30, 60, 110))
+    with predictor() as plain, predictor(inclusive_boxes=True) as inclusive:
+        (expected,), (found,) = plain.predict([image]), inclusive.predict([image])
+    assert found.boxes == pytest.approx(expected.boxes - [0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("paste", ["exact", "rounded", "padded"])
+def test_ways_to_paste(paste):
+    image = photo(120, 200, (20, 30, 60, 110))
+    with predictor(paste=paste, inclusive_boxes=True) as model:
+        (found,) = model.predict([image])
+    last_pixel = [0, 0, 1, 1]
+    frames = {"exact": found.boxes, "rounded": np.rint(found.boxes), "padded": found.boxes - last_pixel}[paste]
+    mask = paste_mask(np.ones((4, 4), np.float32), frames[0].astype(np.float32), 120, 200, padded=paste == "padded")
+    np.testing.assert_array_equal(mask_utils.decode(found.get_field("masks").segmentations[0]), mask)
 
 
 def test_no_images():

@@ -266,6 +266,11 @@ def test_dotted_keys_and_tuples_are_understood():
     assert "these are FPN weights: add MODE_FPN=True\n" in refusal(fpn_model(), c4_model(), config)
 
 
+def test_an_rpn_of_two_convolutions():
+    assert "these are FPN weights: add RPN.NUM_CONVS=2\n" in refusal(
+        fpn_model() | layer("rpn/conv1", 3, 3, 8, 8), fpn_model())
+
+
 def test_weights_without_masks():
     assert "these are FPN weights: add MODE_MASK=False\n" in refusal(fpn_model(masks=False), fpn_model())
 
@@ -308,7 +313,8 @@ def test_unknown_misfit_without_config():
 def test_suggested_config_of_an_fpn_model_is_its_config():
     flat = {f"{key}.{inner}": value[inner] for key, value in FPN_CONFIG.items() if isinstance(value, dict)
             for inner in value}
-    flat |= {"MODE_FPN": True, "MODE_MASK": True, "BACKBONE.NUM_GROUPS": 1, "BACKBONE.WIDTH_PER_GROUP": None}
+    flat |= {"MODE_FPN": True, "MODE_MASK": True, "BACKBONE.NUM_GROUPS": 1, "BACKBONE.WIDTH_PER_GROUP": None,
+             "RPN.NUM_CONVS": 1}
     del flat["RPN.HEAD_DIM"]
     assert suggest_config(fpn_model()) == flat
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 Shapes = Mapping[str, tuple[int, ...]]
 
 _BACKBONE = re.compile(r"(conv0|group\d+)/")
+_RPN_KERNEL = re.compile(r"rpn/conv\d+/W")
 
 
 def is_backbone_variable(name: str) -> bool:
@@ -40,6 +41,7 @@ def suggest_config(shapes: Shapes) -> dict[str, object]:
     if "rpn/conv0/W" not in shapes:
         return keys
     keys["MODE_FPN"] = any(name.startswith("fpn/") for name in shapes)
+    keys["RPN.NUM_CONVS"] = sum(bool(_RPN_KERNEL.fullmatch(name)) for name in shapes)
     keys["MODE_MASK"] = any(name.startswith("maskrcnn/") for name in shapes)
     return keys | (_fpn_keys(shapes) if keys["MODE_FPN"] else _widths(shapes, {"RPN.HEAD_DIM": "rpn/conv0/W"})) | (
         _widths(shapes, {"MRCNN.HEAD_DIM": "maskrcnn/deconv/b"}))
@@ -106,6 +108,7 @@ def _comparable(config: Mapping) -> dict[str, object]:
     flat = {key: list(value) if isinstance(value, tuple) else value for key, value in _flatten(config)}
     if flat.get("BACKBONE.NORM") == "SyncBN":
         flat["BACKBONE.NORM"] = "FreezeBN"
+    flat.setdefault("RPN.NUM_CONVS", 1)  # of models that are older than the key
     return flat | _grouping(flat.get("BACKBONE.NUM_GROUPS", 1), flat.get("BACKBONE.WIDTH_PER_GROUP"),
                             flat.get("BACKBONE.CHANNELS"))
 

@@ -18,7 +18,7 @@ from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
 
 from FasterRCNN.engine.weights import select_for_prediction
 from FasterRCNN.imaging.postprocess import paste_masks_to_rle
-from FasterRCNN.imaging.resize import resize_image
+from FasterRCNN.imaging.resize import image_dtype, resize_image
 from FasterRCNN.masks import Masks
 from FasterRCNN.structures import BoxList, Categories, ImageList, to_image_list
 
@@ -49,24 +49,31 @@ class Predictor:
         ims_per_batch: int,
         with_masks: bool,
         mask_threshold: float = 0.5,
-        accurate_paste: bool = True,
+        paste: str = "exact",
+        inclusive_boxes: bool = False,
+        resize_method: str = "opencv",
+        size_rounding: str = "nearest",
         config: Mapping | None = None,
         source: str = "the weights",
     ):
         """detector: has detect(image, image_size) -> dict of tensors. weights: variable name to array.
 
-        short_edge, max_size, pad_multiple: pixels. accurate_paste: masks are pasted into the boxes as they are;
-        otherwise into boxes of whole pixels. config, source: the model's config and the name of the weights' file, for
-        messages only. Raises ValueError listing the variables that the weights lack or have in another shape.
+        short_edge, max_size, pad_multiple: pixels. paste: masks into the boxes as they are ("exact"), into boxes of
+        whole pixels ("rounded"), or "padded" as imaging/postprocess.py says. inclusive_boxes: boxes scale between photo
+        and network by their last pixel rather than by its end. resize_method, size_rounding: see `resize_image`.
+        config, source: the model's config and the name of the weights' file, for messages only. Raises ValueError
+        listing the variables that the weights lack or have in another shape.
         """
         self.categories = categories
         self.ims_per_batch = ims_per_batch
         self.with_masks = with_masks
         self._short_edge, self._max_size, self._pad_multiple = short_edge, max_size, pad_multiple
-        self._mask_threshold, self._accurate_paste = mask_threshold, accurate_paste
+        self._mask_threshold, self._paste, self._inclusive_boxes = mask_threshold, paste, inclusive_boxes
+        self._resize_method, self._size_rounding = resize_method, size_rounding
 
         graph, inputs, outputs = build_constant_graph(
-            detector, weights, batch_size=1 if ims_per_batch == 1 else None, config=config, source=source
+            detector, weights, batch_size=1 if ims_per_batch == 1 else None, image_dtype=image_dtype(resize_method),
+            config=config, source=source,
         )
         self._outputs = ("boxes", "scores", "labels", "num_detections") + ("masks",) * with_masks
         self._session = tf.Session(graph=graph, config=session_config())
@@ -90,7 +97,7 @@ class Predictor:
         return _in_order(pair for finished in results for pair in finished)
 
     def network_only(self, image: np.ndarray, image_size: np.ndarray) -> dict[str, np.ndarray]:
-        """Runs the graph alone: uint8 B×H×W×3, int32 B×2 (h, w before padding) -> the detector's outputs.
+        """Runs the graph alone: B×H×W×3 as `prepare` gives, int32 B×2 (h, w before padding) -> the detector's outputs.
 
         boxes B×D×4 (pixels of the given image), scores, labels B×D, num_detections B, masks B×D×M×M.
         """
@@ -128,7 +135,8 @@ class Predictor:
 
     def prepare(self, numbered: list[tuple[int, np.ndarray]]) -> Batch:
         """A batch of numbered images, resized and padded."""
-        resized = [resize_image(image, self._short_edge, self._max_size) for _, image in numbered]
+        how = {"method": self._resize_method, "rounding": self._size_rounding}
+        resized = [resize_image(image, self._short_edge, self._max_size, **how) for _, image in numbered]
         padded = to_image_list(resized, self._pad_multiple, min_side=MIN_SIDE)
         numbers, photos = zip(*numbered)
         return Batch(numbers, [photo.shape[1::-1] for photo in photos], padded)
@@ -150,13 +158,17 @@ class Predictor:
     def _to_photo(self, outputs: dict[str, np.ndarray], resized: Sequence[int], photo: Sequence[int]) -> BoxList:
         """The detections of an image of size `resized`, taken to its photo's pixels; both sizes (w, h)."""
         count = outputs["num_detections"]
+        last_pixel = np.array([0, 0, 1, 1], np.float32) * self._inclusive_boxes
+        scaled = BoxList(outputs["boxes"][:count] - last_pixel, resized).resize(photo).boxes
         # None is removed: the other outputs are in step with the boxes.
-        detections = BoxList(outputs["boxes"][:count], resized).resize(photo).clip_to_image(remove_empty=False)
+        detections = BoxList(scaled + last_pixel, photo).clip_to_image(remove_empty=False)
         detections.add_field("scores", outputs["scores"][:count])
         detections.add_field("labels", outputs["labels"][:count])
         if self.with_masks:
-            frames = detections.boxes if self._accurate_paste else np.rint(detections.boxes)
-            rles = paste_masks_to_rle(outputs["masks"][:count], frames, *photo[::-1], threshold=self._mask_threshold)
+            padded = self._paste == "padded"
+            frames = scaled if padded else np.rint(detections.boxes) if self._paste == "rounded" else detections.boxes
+            rles = paste_masks_to_rle(
+                outputs["masks"][:count], frames, *photo[::-1], threshold=self._mask_threshold, padded=padded)
             detections.add_field("masks", Masks(rles, photo))
         return detections
 
@@ -175,6 +187,7 @@ def build_constant_graph(
     weights: Mapping[str, np.ndarray],
     *,
     batch_size: int | None,
+    image_dtype: type[np.generic] = np.uint8,
     config: Mapping | None = None,
     source: str = "the weights",
 ) -> tuple[tf.Graph, list[tf.Tensor], dict[str, tf.Tensor]]:
@@ -202,7 +215,7 @@ def build_constant_graph(
 
     graph = tf.Graph()
     with graph.as_default():
-        image = tf.placeholder(tf.uint8, [batch_size, None, None, 3], "image")
+        image = tf.placeholder(image_dtype, [batch_size, None, None, 3], "image")
         image_size = tf.placeholder(tf.int32, [batch_size, 2], "image_size")
         with tf.variable_scope(tf.get_variable_scope(), custom_getter=constant_for_variable):
             outputs = detector.detect(image, image_size)

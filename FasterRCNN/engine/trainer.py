@@ -80,6 +80,7 @@ class DetectorModel(ModelDesc):
         *,
         ims_per_gpu: int,
         with_masks: bool,
+        image_dtype: type[np.generic] = np.uint8,
         weight_decay: float = 1e-4,
         momentum: float = 0.9,
         clip_norm: float = 0.0,
@@ -91,6 +92,7 @@ class DetectorModel(ModelDesc):
         self._detector = detector
         self._ims_per_gpu = ims_per_gpu
         self._with_masks = with_masks
+        self._image_dtype = image_dtype
         self._weight_decay = weight_decay
         self._momentum = momentum
         self._clip_norm = clip_norm
@@ -106,7 +108,7 @@ class DetectorModel(ModelDesc):
         """The training inputs in the data flow's order (shapes in DESIGN's letters: B images, G ground-truth slots)."""
         batch = self._ims_per_gpu
         specs = {
-            "image": ([batch, None, None, 3], tf.uint8),
+            "image": ([batch, None, None, 3], self._image_dtype),
             "image_size": ([batch, 2], tf.int32),
             "gt_boxes": ([batch, None, 4], tf.float32),
             "gt_labels": ([batch, None], tf.int32),

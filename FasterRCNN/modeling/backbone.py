@@ -12,7 +12,7 @@ from ..ops.layers import conv2d, frozen_variables, pad_input
 
 
 def normalize_image(image, image_size, mean, std, dtype):
-    """Turn uint8 BGR pixels into network input, zero beyond each image: B×H×W×3 -> dtype B×H×W×3.
+    """Turn uint8 or float32 BGR pixels into network input, zero beyond each image: B×H×W×3 -> dtype B×H×W×3.
 
     image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order. dtype: what the network computes in.
     """
@@ -23,10 +23,14 @@ def normalize_image(image, image_size, mean, std, dtype):
     return tf.cast(tf.where(tf.broadcast_to(inside, tf.shape(x)), x, tf.zeros_like(x)), dtype)
 
 
-def stride_two_padding(total, tf_pad_mode):
-    """Return (before, after) of a stride-2 layer: Caffe2 pads one more before, TensorFlow's SAME one more after."""
+def stride_two_padding(total, more_at):
+    """Return (before, after) of a stride-2 layer, where `total` (odd) is all that a map of even size needs.
+
+    more_at: where the odd one is: "before" (tensorpack's weights), "after" (TensorFlow's SAME), or at "both" sides
+    (Caffe, PyTorch), so that maps of odd size round up.
+    """
     small, large = total // 2, total - total // 2
-    return (small, large) if tf_pad_mode else (large, small)
+    return {"before": (large, small), "after": (small, large), "both": (large, large)}[more_at]
 
 
 class ResNet:
@@ -34,15 +38,16 @@ class ResNet:
 
     num_blocks: blocks of each of the four groups. norm, frozen_norm: as conv2d's, of the layers that are trained and
     of those that are not. freeze_at: 0 trains all, 1 freezes the stem, 2 also group0. freeze_affine: gamma and beta are
-    not trained. channels: width of the stem. num_groups, width_per_group: of the 3×3 convolutions; the width is that of
-    group0 and doubles in each next.
+    not trained. pad_more_at: see `stride_two_padding`. channels: width of the stem. num_groups, width_per_group: of the
+    3×3 convolutions; the width is that of group0 and doubles in each next.
     """
 
-    def __init__(self, *, num_blocks, norm, frozen_norm, freeze_at, freeze_affine, tf_pad_mode, stride_1x1, channels,
+    def __init__(self, *, num_blocks, norm, frozen_norm, freeze_at, freeze_affine, pad_more_at, stride_1x1, channels,
                  num_groups, width_per_group, crop_shortcut):
         self._num_blocks, self._norm, self._frozen_norm = num_blocks, norm, frozen_norm
         self._freeze_at, self._freeze_affine = freeze_at, freeze_affine
-        self._tf_pad_mode, self._stride_1x1, self._crop_shortcut = tf_pad_mode, stride_1x1, crop_shortcut
+        self._pad_more_at, self._stride_1x1 = pad_more_at, stride_1x1
+        self._crop_shortcut, self._crop_1x1 = crop_shortcut and pad_more_at != "both", pad_more_at != "both"
         self._channels, self._num_groups, self._width_per_group = channels, num_groups, width_per_group
 
     def __call__(self, image, extent, num_groups=4):
@@ -78,10 +83,10 @@ class ResNet:
             yield partial(conv2d, norm=self._norm)
 
     def _stem(self, image, extent, conv):
-        pad = stride_two_padding(5, self._tf_pad_mode)
+        pad = stride_two_padding(5, self._pad_more_at)
         x = conv(image, self._channels, 7, "conv0", stride=2, padding=(pad, pad), activation=tf.nn.relu,
                  extent=extent.at(2))
-        pad = stride_two_padding(1, self._tf_pad_mode)
+        pad = stride_two_padding(1, self._pad_more_at)
         x, padding = pad_input(extent.at(2).clear(x), (pad, pad))
         return tf.nn.max_pool2d(x, 3, 2, padding)
 
@@ -105,7 +110,8 @@ class ResNet:
             # Of 1×1 kernels 'SAME' is 'VALID', and TensorFlow sees that the shapes of the sum are equal: it fuses them.
             shortcut = conv(source, channels, 1, "convshortcut", stride=halve, padding="SAME", extent=after)
         if halve == 2 and self._stride_1x1:
-            x = conv(x[:, :-1, :-1], width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu, extent=after)
+            source = x[:, :-1, :-1] if self._crop_1x1 else x
+            x = conv(source, width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu, extent=after)
             before, halve = after, 1
         else:
             x = conv(x, width, 1, "conv1", activation=tf.nn.relu, extent=before)
@@ -113,7 +119,7 @@ class ResNet:
             x = before.clear(x)
         conv_3x3 = partial(conv, groups=self._num_groups, activation=tf.nn.relu, extent=after)
         if halve == 2:
-            pad = stride_two_padding(1, self._tf_pad_mode)
+            pad = stride_two_padding(1, self._pad_more_at)
             x = conv_3x3(x, width, 3, "conv2", stride=2, padding=(pad, pad))
         else:
             x = conv_3x3(x, width, 3, "conv2")

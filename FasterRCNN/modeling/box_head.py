@@ -95,13 +95,24 @@ def two_fc_head(x, *, fc_dim, **_):
     return fully_connected(x, fc_dim, "fc7", activation=tf.nn.relu)
 
 
-def four_conv_one_fc_head(x, *, conv_dim, fc_dim, norm=None):
-    """Return features of RoIs by four convolutions and one layer: R×7×7×C -> R×fc_dim (Wu & He 2018, section 5.2)."""
-    for i in range(4):
-        # The reference activates inside the convolution, before the normalisation.
-        x = conv2d(x, conv_dim, 3, f"conv{i}", activation=tf.nn.relu)
+def normalized_convs(x, channels, number, scope, *, norm=None, norm_before_relu=False):
+    """Run 3×3 convolutions scope0, scope1, … with ReLU and, norm 'GN', group normalisation: N×h×w×C -> N×h×w×channels.
+
+    The reference activates inside the convolution, before the normalisation; norm_before_relu: after it.
+    """
+    for i in range(number):
+        relu_last = norm == "GN" and norm_before_relu
+        x = conv2d(x, channels, 3, f"{scope}{i}", activation=None if relu_last else tf.nn.relu)
         if norm == "GN":
             x = group_norm(x, f"gn{i}")
+        if relu_last:
+            x = tf.nn.relu(x)
+    return x
+
+
+def four_conv_one_fc_head(x, *, conv_dim, fc_dim, norm=None, norm_before_relu=False):
+    """Return features of RoIs by four convolutions and one layer: R×7×7×C -> R×fc_dim (Wu & He 2018, section 5.2)."""
+    x = normalized_convs(x, conv_dim, 4, "conv", norm=norm, norm_before_relu=norm_before_relu)
     return fully_connected(x, fc_dim, "fc", activation=tf.nn.relu)
 
 
@@ -124,12 +135,13 @@ class FinalBoxes:
     count: tf.Tensor
 
 
-def select_detections(boxes, deltas, scores, valid, image_size, *, decode, score_thresh, nms_thresh, max_detections):
+def select_detections(boxes, deltas, scores, valid, image_size, *, decode, score_thresh, nms_thresh, max_detections,
+                      min_size=0.0):
     """Keep the best detections: class-wise suppression, then the best of all classes.
 
     boxes B×P×4, deltas B×P×(K+1 or 1)×4, scores B×P×(K+1) (probabilities), valid bool B×P -> FinalBoxes. decode: that
-    of the BoxStage which gave the deltas. One greedy pass in score order over boxes moved apart by class gives the same
-    as a pass for each class.
+    of the BoxStage which gave the deltas. Boxes with a side below `min_size` (pixels) are left out. One greedy pass in
+    score order over boxes moved apart by class gives the same as a pass for each class.
     """
     num_classes = scores.shape[-1] - 1
     class_agnostic = deltas.shape[2] == 1
@@ -142,6 +154,9 @@ def select_detections(boxes, deltas, scores, valid, image_size, *, decode, score
         candidate_scores = tf.gather_nd(roi_scores, tf.stack([roi, label], axis=1))
         # Only candidates are decoded: of P·K pairs few pass the threshold.
         decoded = decode(tf.gather(roi_boxes, roi)[None], candidate_deltas[None, :, None], size[None])[0, :, 0]
+        if min_size > 0:
+            large = tf.where(tf.reduce_all(decoded[:, 2:] - decoded[:, :2] >= min_size, axis=1))[:, 0]
+            decoded, candidate_scores, label = (tf.gather(x, large) for x in (decoded, candidate_scores, label))
         apart = separate_by_label(decoded, label - 1, num_classes)
         keep = tf.image.non_max_suppression(apart, candidate_scores, max_detections, iou_threshold=nms_thresh)
         kept = tf.gather(decoded, keep)

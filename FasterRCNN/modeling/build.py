@@ -53,6 +53,7 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
                           dtype=DTYPES[precision]),
         rpn_head=partial(rpn_head, strides=strides, anchor_sizes=anchor_sizes, anchor_ratios=cfg.RPN.ANCHOR_RATIOS,
                          anchor_offset=cfg.RPN.ANCHOR_OFFSET, anchor_rounding=cfg.RPN.ANCHOR_ROUNDING,
+                         fit_strides=cfg.RPN.FIT_STRIDES, num_convs=cfg.RPN.NUM_CONVS,
                          channels=cfg.FPN.NUM_CHANNEL if cfg.MODE_FPN else cfg.RPN.HEAD_DIM),
         sample_anchors=partial(
             sample_anchors, positive_thresh=cfg.RPN.POSITIVE_ANCHOR_THRESH,
@@ -65,9 +66,11 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
         sample_rois=partial(sample_rois, total=cfg.FRCNN.BATCH_PER_IM, foreground_ratio=cfg.FRCNN.FG_RATIO,
                             foreground_thresh=cfg.FRCNN.FG_THRESH),
         box_stages=stages,
+        halves_up=cfg.BACKBONE.SYMMETRIC_PAD,
         select_detections=partial(
             select_detections, decode=stages[-1].decode, score_thresh=cfg.TEST.RESULT_SCORE_THRESH,
-            nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM),
+            nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM,
+            min_size=cfg.TEST.RESULT_MIN_SIZE),
         **parts)
 
 
@@ -90,9 +93,10 @@ def proposal_function(cfg, max_log_scale):
 def resnet(cfg, norm):
     """Return the configured ResNet; norm: as conv2d's, of the layers that are trained."""
     backbone = cfg.BACKBONE
+    pad_more_at = "both" if backbone.SYMMETRIC_PAD else "after" if backbone.TF_PAD_MODE else "before"
     return ResNet(
         num_blocks=backbone.RESNET_NUM_BLOCKS, norm=norm, frozen_norm="FreezeBN" if callable(norm) else norm,
-        freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, tf_pad_mode=backbone.TF_PAD_MODE,
+        freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, pad_more_at=pad_more_at,
         stride_1x1=backbone.STRIDE_1X1, channels=backbone.CHANNELS, num_groups=backbone.NUM_GROUPS,
         width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN)
 
@@ -138,9 +142,9 @@ def fpn_parts(cfg, backbone):
                                         extent=None if cfg.ROIALIGN.ALIGNED else extent, **roi_sampling(cfg))
         return pool
 
-    mask_parts = {}
+    mask_parts, order = {}, {"norm_before_relu": cfg.FPN.NORM_BEFORE_RELU}
     if cfg.MODE_MASK:
-        network = MASK_HEADS[cfg.FPN.MRCNN_HEAD_FUNC]
+        network = partial(MASK_HEADS[cfg.FPN.MRCNN_HEAD_FUNC], **order)
         mask_parts = {"mask_features": pooler(14), "mask_head": scoped_mask_head(cfg, network, num_convs=4)}
     return {
         "pad_multiple": strides[3],
@@ -150,7 +154,7 @@ def fpn_parts(cfg, backbone):
         "neck": partial(fpn, channels=cfg.FPN.NUM_CHANNEL, norm=cfg.FPN.NORM),
         "box_features": pooler(7),
         "box_network": partial(BOX_HEADS[cfg.FPN.FRCNN_HEAD_FUNC], fc_dim=cfg.FPN.FRCNN_FC_HEAD_DIM,
-                               conv_dim=cfg.FPN.FRCNN_CONV_HEAD_DIM),
+                               conv_dim=cfg.FPN.FRCNN_CONV_HEAD_DIM, **order),
         **mask_parts,
     }
 

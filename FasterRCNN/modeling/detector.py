@@ -20,7 +20,7 @@ from .metrics import mask_metrics, named, rpn_metrics
 class Detector:
     """A detector made of its parts; `build_detector` makes it from the configuration.
 
-    pad_multiple: what image sizes are padded to, in pixels.
+    pad_multiple: what image sizes are padded to, in pixels. halves_up: the backbone rounds up where it halves a map.
     normalize(image, image_size) -> float32 B×H×W×3
     backbone(image, extent) -> maps; neck(maps, extent) -> levels that the heads read
     rpn_head(levels, extent) -> RPNOutput; sample_anchors(rpn, …) -> AnchorSample
@@ -46,12 +46,13 @@ class Detector:
     rpn_batch_per_image: int
     mask_features: Callable | None = None
     mask_head: Callable | None = None
+    halves_up: bool = False
 
     def losses(self, *, image, image_size, gt_boxes, gt_labels, image_seeds, gt_masks=None):
         """Return (losses, metrics), two dicts of scalars, for a batch of training images.
 
-        image uint8 B×H×W×3 BGR, image_size int32 B×2 (h, w), gt_boxes float32 B×G×4 (pixels), gt_labels int32 B×G
-        (1..K, 0 empty, −1 crowd), gt_masks uint8 B×G×s×(s/8) (bitmaps in the boxes' frames, packed along x),
+        image uint8 or float32 B×H×W×3 BGR, image_size int32 B×2 (h, w), gt_boxes float32 B×G×4 (pixels), gt_labels
+        int32 B×G (1..K, 0 empty, −1 crowd), gt_masks uint8 B×G×s×(s/8) (bitmaps in the boxes' frames, packed along x),
         image_seeds int32 B×2: every random choice of an image follows from its seed.
         """
         _, levels, extent = self.features(image, image_size)
@@ -74,7 +75,7 @@ class Detector:
         return losses, metrics
 
     def detect(self, image, image_size):
-        """Return the detections of a batch: image uint8 B×H×W×3 BGR, image_size int32 B×2 (h, w).
+        """Return the detections of a batch: image uint8 or float32 B×H×W×3 BGR, image_size int32 B×2 (h, w).
 
         A dict of boxes float32 B×D×4 (pixels), scores float32 B×D, labels int32 B×D (1..K, 0 = empty slot),
         num_detections int32 B and, with a mask head, masks float32 B×D×M×M (probabilities in the frame of the box).
@@ -91,7 +92,7 @@ class Detector:
 
     def features(self, image, image_size):
         """Return (backbone maps, levels that the heads read, BatchExtent)."""
-        extent = BatchExtent(image_size, self.pad_multiple, tf.shape(image)[1:3])
+        extent = BatchExtent(image_size, self.pad_multiple, tf.shape(image)[1:3], halves_up=self.halves_up)
         maps = self.backbone(self.normalize(image, image_size), extent)
         return maps, self.neck(maps, extent), extent
 

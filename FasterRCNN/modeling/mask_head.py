@@ -1,18 +1,16 @@
 """Mask head (Mask R-CNN, section 3): its network and its training targets."""
 import tensorflow.compat.v1 as tf
 
-from ..ops.layers import conv2d, deconv2d, group_norm, normal
+from ..ops.layers import conv2d, deconv2d, normal
 from ..ops.roi_align import crop_bilinear
 from ..ops.rows import gather_rows
+from .box_head import normalized_convs
 
 
-def mask_head(x, labels, num_classes, *, num_convs, channels, norm=None):
+def mask_head(x, labels, num_classes, *, num_convs, channels, norm=None, norm_before_relu=False):
     """Return the logits of each RoI's own class, of background any: R×h×w×C, int64 R (0..K) -> float32 R×2h×2w."""
     side = x.shape[1]
-    for i in range(num_convs):
-        x = conv2d(x, channels, 3, f"fcn{i}", activation=tf.nn.relu)
-        if norm == "GN":
-            x = group_norm(x, f"gn{i}")
+    x = normalized_convs(x, channels, num_convs, "fcn", norm=norm, norm_before_relu=norm_before_relu)
     x = deconv2d(x, channels, "deconv", activation=tf.nn.relu)
     x = conv2d(tf.reshape(x, [-1, side, 4 * side, channels]), num_classes, 1, "conv", initializer=normal(0.001))
     x = tf.reshape(tf.cast(maps_of_labels(x, labels), tf.float32), [-1, side, side, 4])

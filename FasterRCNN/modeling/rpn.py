@@ -42,26 +42,31 @@ class Proposals:
     valid: tf.Tensor
 
 
-def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels, anchor_offset=0.0,
-             anchor_rounding="none"):
+def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels, num_convs=1, anchor_offset=0.0,
+             anchor_rounding="none", fit_strides=False):
     """Score and refine the anchors of every level: list of B×h×w×C -> RPNOutput.
 
-    anchor_sizes: pixels, by level; anchor_offset, anchor_rounding: see `grid_anchors`.
+    anchor_sizes: pixels, by level; anchor_offset, anchor_rounding: see `grid_anchors`. fit_strides: anchors stand
+    ⌊H / h⌋ pixels apart, which is less than the stride where h was rounded up (torchvision's P6).
     """
     per_cell = len(anchor_sizes[0]) * len(anchor_ratios)
+    canvas = tf.shape(levels[0])[1:3] * strides[0]
     output = RPNOutput(per_cell)
     for feature, stride, sizes in zip(levels, strides, anchor_sizes):
         level_extent = extent.at(stride)
         with tf.variable_scope("rpn", reuse=tf.AUTO_REUSE):
-            hidden = conv2d(level_extent.clear(feature), channels, 3, "conv0", activation=tf.nn.relu,
-                            initializer=normal(0.01))
+            hidden = feature
+            for i in range(num_convs):
+                hidden = conv2d(level_extent.clear(hidden), channels, 3, f"conv{i}", activation=tf.nn.relu,
+                                initializer=normal(0.01))
             objectness = conv2d(hidden, per_cell, 1, "class", initializer=normal(0.01))
             deltas = conv2d(hidden, 4 * per_cell, 1, "box", initializer=normal(0.01))
         batch, height, width = tf.unstack(tf.shape(feature)[:3])
         output.objectness.append(tf.reshape(tf.cast(objectness, tf.float32), [batch, -1]))
         output.deltas.append(tf.reshape(tf.cast(deltas, tf.float32), [batch, -1, 4]))
-        output.anchors.append(grid_anchors(height, width, stride, sizes, anchor_ratios, offset=anchor_offset,
-                                           rounding=anchor_rounding))
+        steps = tf.unstack(canvas // tf.stack([height, width])) if fit_strides else (stride, stride)
+        output.anchors.append(grid_anchors(height, width, stride, sizes, anchor_ratios, steps=steps,
+                                           offset=anchor_offset, rounding=anchor_rounding))
         on_image = tf.repeat(tf.reshape(level_extent.mask((height, width)), [batch, -1]), per_cell, axis=1)
         output.on_image.append(on_image)
         output.shapes.append((height, width))

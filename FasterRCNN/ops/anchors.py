@@ -2,8 +2,6 @@
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-ROUNDINGS = ("none", "corners", "sides")
-
 
 def cell_anchors(sizes, ratios, stride=None, rounding="none"):
     """Return the anchors around (0, 0), float32 (sizes·ratios)×4, the size being the outer loop.
@@ -23,13 +21,14 @@ def cell_anchors(sizes, ratios, stride=None, rounding="none"):
     return np.concatenate([-half, half], axis=1).astype(np.float32)
 
 
-def grid_anchors(height, width, stride, sizes, ratios, *, offset=0.0, rounding="none"):
+def grid_anchors(height, width, stride, sizes, ratios, *, steps=None, offset=0.0, rounding="none"):
     """Return the anchors of an h×w map, float32 (h·w·a)×4, around ((column + offset)·stride, (row + offset)·stride).
 
-    rounding: see `cell_anchors`.
+    steps: pixels from row to row and from column to column, if not `stride`. rounding: see `cell_anchors`.
     """
-    x = tf.cast(tf.range(width) * stride, tf.float32) + offset * stride
-    y = tf.cast(tf.range(height) * stride, tf.float32) + offset * stride
+    step_y, step_x = steps or (stride, stride)
+    x = tf.cast(tf.range(width) * step_x, tf.float32) + offset * stride
+    y = tf.cast(tf.range(height) * step_y, tf.float32) + offset * stride
     grid_x, grid_y = tf.meshgrid(x, y)
     centres = tf.stack([grid_x, grid_y, grid_x, grid_y], axis=-1)
     return tf.reshape(centres[:, :, None, :] + cell_anchors(sizes, ratios, stride, rounding), [-1, 4])

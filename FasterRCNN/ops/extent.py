@@ -11,10 +11,11 @@ class BatchExtent:
     """The part of each feature map that belongs to each image of a batch.
 
     image_size: int32 B×2 (h, w in pixels). multiple: the size each image is padded to, also when it runs alone.
-    canvas: int32 2, the batch's H and W.
+    canvas: int32 2, the batch's H and W. halves_up: maps round up at every halving, not at that to P6 alone.
     """
 
-    def __init__(self, image_size, multiple, canvas):
+    def __init__(self, image_size, multiple, canvas, *, halves_up=False):
+        self._halves_up = halves_up
         self._alone = image_size.shape[0] == 1
         self._own = -(-image_size // multiple) * multiple
         # Of int32, which is in the host's memory: a bool for each image would be made on the GPU and awaited.
@@ -22,6 +23,8 @@ class BatchExtent:
 
     def cells(self, stride):
         """Return int32 B×2: rows and columns of each image on the map of `stride` (pixels a cell)."""
+        if self._halves_up:
+            return -(-self._own // stride)
         # Halving rounds down up to stride 32; P6 keeps every second cell of P5, which rounds up.
         return self._own // stride if stride <= 32 else -(-(self._own // 32) * 32 // stride)
 
