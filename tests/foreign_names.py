@@ -118,6 +118,21 @@ def maskrcnn_benchmark_fpn():
     return torch_backbone("backbone.body.", stem="stem.") | with_bias(layers) | anchors
 
 
+def maskrcnn_benchmark_gn():
+    """With group normalisation everywhere, in the box head of two layers too."""
+    shapes = {}
+    for name, shape in maskrcnn_benchmark_fpn().items():
+        layer, leaf = name.rsplit(".", 1)
+        if leaf.startswith("running") or "cell_anchors" in name:
+            continue
+        if layer.startswith(("backbone.fpn", "roi_heads.box.feature", "roi_heads.mask.feature")):
+            if leaf == "weight":
+                shapes |= {f"{layer}.0.weight": shape} | statistics(f"{layer}.1", shape[0], ("weight", "bias"))
+        else:
+            shapes[name] = shape
+    return shapes
+
+
 def maskrcnn_benchmark_c4():
     top, head = CHANNELS << 5, "roi_heads.box.feature_extractor.head."
     layers = {"rpn.head.conv": (top // 2, top // 2, 3, 3), "rpn.head.cls_logits": (15, top // 2, 1, 1),
@@ -176,6 +191,7 @@ KINDS = {
     "detectron2 GN": ("detectron2", detectron2_backbone("", ("weight", "bias"))),
     "maskrcnn-benchmark FPN": ("maskrcnn-benchmark", maskrcnn_benchmark_fpn()),
     "maskrcnn-benchmark C4": ("maskrcnn-benchmark", maskrcnn_benchmark_c4()),
+    "maskrcnn-benchmark GN": ("maskrcnn-benchmark", maskrcnn_benchmark_gn()),
     "Detectron FPN": ("detectron", detectron_fpn()),
     "Detectron GN": ("detectron", detectron_fpn("gn", head_norm=True)),
     "Detectron C4": ("detectron", detectron_c4()),

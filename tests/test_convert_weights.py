@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from foreign_names import CHANNELS, FC, KINDS, K, statistics
+from foreign_names import CHANNELS, FC, KINDS, PYRAMID, K, draw_model, statistics
 from test_zoo import C4, CASCADE, CONV_GN_HEAD, GN, R50, RESNEXT_32X8D, build, file_shapes, row_config, tiny_width
 from tiny import session, tiny_config
 
@@ -18,6 +18,7 @@ from FasterRCNN.foreign.containers import read_contents
 from FasterRCNN.foreign.convert import convert
 from FasterRCNN.foreign.sources import SOURCES, File, choose_source
 from FasterRCNN.foreign.target import variables
+from FasterRCNN.modeling.box_head import two_fc_head
 from FasterRCNN.modeling.build import build_detector
 from tools import convert_weights
 
@@ -228,6 +229,36 @@ def test_config_that_detectron2_saves_beside_the_weights():
     assert conversion.config["PREPROC.PIXEL_STD"] == [3.0, 2.0, 1.0]
     np.testing.assert_array_equal(conversion.weights["conv0/W"][:, :, 0],
                                   arrays["backbone.bottom_up.stem.conv1.weight"].transpose(2, 3, 1, 0)[:, :, 2])
+
+
+@pytest.mark.parametrize("norm_before_relu", [True, False])
+def test_box_head_of_two_layers_with_group_normalisation(norm_before_relu):
+    """maskrcnn-benchmark's layer, group normalisation of 32 groups, ReLU; or, as tensorpack's heads, ReLU before it."""
+    shapes = {f"roi_heads.box.feature_extractor.fc{i}.{leaf}": shape for i, given in ((6, 49 * PYRAMID), (7, 64))
+              for leaf, shape in (("0.weight", (64, given)), ("1.weight", (64,)), ("1.bias", (64,)))}
+    arrays = draw(shapes | {f"roi_heads.box.predictor.{name}.weight": (rows * (K + 1), 64)
+                            for name, rows in (("cls_score", 1), ("bbox_pred", 4))})
+    file = File(draw_model(KINDS["maskrcnn-benchmark GN"][1], seed=0) | arrays)
+    weights = convert(file, SOURCES["maskrcnn-benchmark"]).weights
+    pooled = random.standard_normal((5, PYRAMID, 7, 7)).astype(np.float32)
+
+    def relu_if(wanted, x):
+        return np.maximum(x, 0) if wanted else x
+
+    expected = pooled.reshape(5, -1)
+    for i in (6, 7):
+        matrix, gamma, beta = (arrays[f"roi_heads.box.feature_extractor.fc{i}.{leaf}"]
+                               for leaf in ("0.weight", "1.weight", "1.bias"))
+        y = relu_if(not norm_before_relu, expected @ matrix.T).reshape(5, 32, 2)
+        y = (y - y.mean(2, keepdims=True)) / np.sqrt(y.var(2, keepdims=True) + 1e-5)
+        expected = relu_if(norm_before_relu, y.reshape(5, 64) * gamma + beta)
+    with tf.Graph().as_default(), session() as running:
+        found = two_fc_head(tf.constant(pooled.transpose(0, 2, 3, 1)), fc_dim=64, norm="GN",
+                            norm_before_relu=norm_before_relu)
+        names = [variable.op.name for variable in tf.global_variables()]
+        assert len(names) == 8
+        restore(running, {name: weights[f"fastrcnn/{name}"] for name in names})
+        np.testing.assert_allclose(running.run(found), expected, rtol=1e-3, atol=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------- refusals

@@ -25,7 +25,7 @@ RATIOS = 3
 
 # A group normalisation outside the backbone stands beside its convolution and not inside: pattern of the latter -> it.
 _GROUP_NORMS = ((r"fpn/lateral_1x1_c(\d)", r"fpn/gn_c\1"), (r"fpn/posthoc_3x3_p(\d)", r"fpn/gn_p\1"),
-                (r"(.+)/(?:conv|fcn)(\d)", r"\1/gn\2"))
+                (r"(.+)/(?:conv|fcn|fc)(\d)", r"\1/gn\2"))
 # torchvision's classifier has a row for each of COCO's ids up to 90, of which ten are of no class.
 _COCO_NAMES = {len(COCO_CATEGORIES): (COCO_CATEGORIES.names, COCO_CATEGORIES.ids),
                90: ([COCO_CATEGORIES.by_id.get(i, f"unused {i}") for i in range(1, 91)], range(1, 91))}

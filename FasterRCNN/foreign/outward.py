@@ -75,7 +75,7 @@ TARGETS = {target.source: target for target in (
             (r"group3/block(\d+)/convshortcut", "{roi_body}res5.{}.shortcut", (0,)),
             (r"fpn/lateral_1x1_c(\d)", "backbone.fpn_lateral{}", (0,)),
             (r"fpn/posthoc_3x3_p(\d)", "backbone.fpn_output{}", (0,)),
-            (r"rpn/conv0", "proposal_generator.rpn_head.conv", ()),
+            (r"rpn/conv(\d)", "proposal_generator.rpn_head.{rpn_conv}", (0,)),
             (r"rpn/class", "proposal_generator.rpn_head.objectness_logits", ()),
             (r"rpn/box", "proposal_generator.rpn_head.anchor_deltas", ()),
             (r"fastrcnn/fc([67])", "roi_heads.box_head.fc{}", (-5,)),
@@ -110,7 +110,7 @@ def give(weights: Mapping[str, np.ndarray], config: Mapping[str, Any], program: 
     given, homeless = {}, []
     for name, value in weights.items():
         scope, leaf = _scope(name)
-        layer = _layer(scope, target, is_fpn=config["MODE_FPN"])
+        layer = _layer(scope, target, is_fpn=config["MODE_FPN"], is_deep_rpn="rpn/conv1/W" in weights)
         if layer is None or (target.norm_of is _torchvision_norm and "/gn" in name):
             homeless.append(name)
         elif leaf not in ("W", "b"):
@@ -137,13 +137,14 @@ def _scope(name: str) -> tuple[str, str]:
     return scope, leaf
 
 
-def _layer(scope: str, target: Target, *, is_fpn: bool) -> str | None:
+def _layer(scope: str, target: Target, *, is_fpn: bool, is_deep_rpn: bool) -> str | None:
     """What the program calls a layer of ours, or None."""
     for pattern, name, shifts in target.layers:
         if found := re.fullmatch(pattern, scope):
             numbers = [int(group) + shift for group, shift in zip(found.groups(), shifts, strict=True)]
             body = "backbone.bottom_up." if is_fpn else "backbone."
-            return name.format(*numbers, body=body, roi_body=body if is_fpn else "roi_heads.")
+            rpn_conv = f"conv.conv{numbers[0]}" if is_deep_rpn else "conv"
+            return name.format(*numbers, body=body, roi_body=body if is_fpn else "roi_heads.", rpn_conv=rpn_conv)
     return None
 
 

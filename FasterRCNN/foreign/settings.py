@@ -51,7 +51,8 @@ def _detectron2_body(config: Config) -> dict[str, Any]:
         "ANCHOR_GENERATOR": {"SIZES": [[size] for size in sizes] if is_fpn else [sizes],
                              "ASPECT_RATIOS": [config["RPN.ANCHOR_RATIOS"]], "OFFSET": config["RPN.ANCHOR_OFFSET"]},
         "PROPOSAL_GENERATOR": {"MIN_SIZE": config["RPN.MIN_SIZE"]},
-        "RPN": {"IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"] if is_fpn else ["res4"]},
+        "RPN": {"CONV_DIMS": [-1] * config["RPN.NUM_CONVS"],
+                "IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"] if is_fpn else ["res4"]},
     }
 
 

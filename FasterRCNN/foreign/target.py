@@ -21,7 +21,8 @@ def variables(keys: Mapping[str, Any], *, num_classes: int = 0, num_anchors: int
     channels = keys.get("FPN.NUM_CHANNEL", 256)
     if is_fpn:
         shapes |= _pyramid(keys, channels)
-    shapes |= _rpn(*((channels, channels) if is_fpn else (top // 2, keys.get("RPN.HEAD_DIM", 1024))), num_anchors)
+    shapes |= _rpn(*((channels, channels) if is_fpn else (top // 2, keys.get("RPN.HEAD_DIM", 1024))), num_anchors,
+                   num_convs=keys.get("RPN.NUM_CONVS", 1))
     for scope, outputs, boxes in _box_heads(keys, num_classes):
         width = top
         if is_fpn:
@@ -73,8 +74,11 @@ def _pyramid(keys: Mapping[str, Any], channels: int) -> Shapes:
     return shapes
 
 
-def _rpn(given: int, channels: int, num_anchors: int) -> Shapes:
-    return (_biased("rpn/conv0", 3, 3, given, channels) | _biased("rpn/class", 1, 1, channels, num_anchors)
+def _rpn(given: int, channels: int, num_anchors: int, *, num_convs: int) -> Shapes:
+    shapes: Shapes = {}
+    for i in range(num_convs):
+        shapes |= _biased(f"rpn/conv{i}", 3, 3, channels if i else given, channels)
+    return (shapes | _biased("rpn/class", 1, 1, channels, num_anchors)
             | _biased("rpn/box", 1, 1, channels, 4 * num_anchors))
 
 
@@ -89,7 +93,10 @@ def _box_head(keys: Mapping[str, Any], scope: str, channels: int) -> tuple[Shape
     """The head's variables, and how many features it gives."""
     kind, width = keys.get("FPN.FRCNN_HEAD_FUNC", "fastrcnn_2fc_head"), keys.get("FPN.FRCNN_FC_HEAD_DIM", 1024)
     if "4conv1fc" not in kind:
-        return _biased(f"{scope}/fc6", 49 * channels, width) | _biased(f"{scope}/fc7", width, width), width
+        shapes = _biased(f"{scope}/fc6", 49 * channels, width) | _biased(f"{scope}/fc7", width, width)
+        if "_gn_" in kind:
+            shapes |= _group_norm(f"{scope}/gn6", width) | _group_norm(f"{scope}/gn7", width)
+        return shapes, width
     shapes, conv_width = {}, keys.get("FPN.FRCNN_CONV_HEAD_DIM", 256)
     for i in range(4):
         shapes |= _biased(f"{scope}/conv{i}", 3, 3, conv_width if i else channels, conv_width)

@@ -23,7 +23,7 @@ def common_conventions(is_fpn: bool) -> dict[str, Any]:
     of_fpn = {"FPN.ROUND_MAX_SIZE": False, "FPN.NORM_BEFORE_RELU": True} if is_fpn else {}
     return {"BACKBONE.TF_PAD_MODE": False, "BACKBONE.SYMMETRIC_PAD": True, "FRCNN.MAX_SCALE": 62.5,
             "RPN.ANCHOR_OFFSET": 0.0, "RPN.ANCHOR_ROUNDING": "none", "RPN.FIT_STRIDES": False, "RPN.MIN_SIZE": 0.0,
-            "ROIALIGN.INCLUSIVE": False, **of_fpn}
+            "TEST.RESULT_MIN_SIZE": 0.0, "ROIALIGN.INCLUSIVE": False, **of_fpn}
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from FasterRCNN.foreign.sources.base import File, Source
 
 _MODEL = r"(?:backbone\.(?:bottom_up\.)?|roi_heads\.)?"
 _BLOCK = rf"{_MODEL}res(\d)\.(\d+)"
-_CONVENTIONS = {"RPN.MIN_SIZE": 1e-6, "ROIALIGN.SAMPLES": 0, "ROIALIGN.ALIGNED": True, "MRCNN.PASTE": "exact",
-                "PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "nearest"}
+_CONVENTIONS = {
+    "RPN.MIN_SIZE": 1e-6, "TEST.RESULT_MIN_SIZE": 1e-6, "ROIALIGN.SAMPLES": 0, "ROIALIGN.ALIGNED": True,
+    "MRCNN.PASTE": "exact", "PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "nearest"}
 
 
 def _is_rgb(file: File) -> bool:
@@ -44,6 +45,7 @@ SOURCE = Source(
         (r"backbone\.fpn_lateral(\d)", "fpn/lateral_1x1_c{}", (0,)),
         (r"backbone\.fpn_output(\d)", "fpn/posthoc_3x3_p{}", (0,)),
         (r"proposal_generator\.rpn_head\.conv", "rpn/conv0", ()),
+        (r"proposal_generator\.rpn_head\.conv\.conv(\d)", "rpn/conv{}", (0,)),
         (r"proposal_generator\.rpn_head\.objectness_logits", "rpn/class", ()),
         (r"proposal_generator\.rpn_head\.anchor_deltas", "rpn/box", ()),
         (r"roi_heads\.box_head\.fc(\d)", "fastrcnn/fc{}", (5,)),
