@@ -66,7 +66,8 @@ FRACTION = Limit("at least 0 and at most 1", lambda x: 0 <= x <= 1)
 BELOW_ONE = Limit("at least 0 and below 1", lambda x: 0 <= x < 1)
 PRECISIONS = one_of("fp32", "bf16", "fp16")
 NORMS = one_of("FreezeBN", "SyncBN", "GN", "None")
-BOX_HEADS = one_of("fastrcnn_2fc_head", "fastrcnn_4conv1fc_head", "fastrcnn_4conv1fc_gn_head")
+BOX_HEADS = one_of(
+    "fastrcnn_2fc_head", "fastrcnn_2fc_gn_head", "fastrcnn_4conv1fc_head", "fastrcnn_4conv1fc_gn_head")
 MASK_HEADS = one_of("maskrcnn_up4conv_head", "maskrcnn_up4conv_gn_head")
 
 
@@ -642,7 +643,8 @@ def _check_norms(cfg: Config) -> None:
     uses_gn = {
         "BACKBONE.CHANNELS": cfg.BACKBONE.NORM == "GN",
         "FPN.NUM_CHANNEL": fpn and cfg.FPN.NORM == "GN",
-        "FPN.FRCNN_CONV_HEAD_DIM": fpn and cfg.FPN.FRCNN_HEAD_FUNC.endswith("_gn_head"),
+        "FPN.FRCNN_CONV_HEAD_DIM": fpn and cfg.FPN.FRCNN_HEAD_FUNC == "fastrcnn_4conv1fc_gn_head",
+        "FPN.FRCNN_FC_HEAD_DIM": fpn and cfg.FPN.FRCNN_HEAD_FUNC == "fastrcnn_2fc_gn_head",
         "MRCNN.HEAD_DIM": fpn and cfg.MODE_MASK and cfg.FPN.MRCNN_HEAD_FUNC.endswith("_gn_head"),
     }
     for name, used in uses_gn.items():

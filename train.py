@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ from FasterRCNN.structures import Categories, Dataset
 from inference import build_predictor, draw_comparisons, evaluate_model, unique_names
 from model_table import format_table, read_headers
 from predict import add_predict_arguments, picture_options, run_prediction
+from start_weights import choose_start_weights, model_keys
 
 if TYPE_CHECKING:
     from FasterRCNN.engine.callbacks import Evaluation
@@ -65,7 +66,9 @@ def train(args: argparse.Namespace, argv: Sequence[str]) -> int:
     from FasterRCNN.engine.trainer import Interrupted, Periods, train_detector
 
     compat.apply()
-    start_weights = choose_start_weights(cfg, args.load) if is_chief and not args.resume else None
+    start_weights = None
+    if is_chief and not args.resume:
+        start_weights = choose_start_weights(cfg, args.load, keep_classes=args.keep_classes)
     gpus, devices = find_devices(cfg, job)
     num_devices = job.size if job else max(len(gpus), 1)
     schedule = make_schedule(cfg, num_devices=num_devices)
@@ -162,10 +165,13 @@ def read_config_and_data(args: argparse.Namespace, job: Processes | None) -> tup
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The defaults, or the config of the run to resume; then the file's keys, then --config's."""
-    cfg = default_config()
+    """The config of the run to resume, or what the start weights tell of their model; then what the command gives."""
+    cfg, given = default_config(), default_config()
+    given.update_given(args.config_file, args.config)
     if args.resume:
         cfg.update_file(Path(args.logdir) / CONFIG_FILE)
+    else:
+        cfg.update_dict(model_keys(args.load or given.BACKBONE.WEIGHTS, backbone_only=not args.load))
     cfg.update_given(args.config_file, args.config)
     return cfg
 
@@ -187,28 +193,6 @@ def load_val_sets(cfg: Config, categories: Categories) -> list[Dataset]:
         return [load_set(cfg, spec, with_masks=cfg.MODE_MASK, categories=categories) for spec in cfg.DATA.VAL]
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error} (to train without evaluation: DATA.VAL=[])") from None
-
-
-def choose_start_weights(
-    cfg: Config, load: str | None
-) -> Callable[[Mapping[str, tuple[int, ...]]], dict[str, np.ndarray]] | None:
-    """What picks a model's start values: from --load, else from BACKBONE.WEIGHTS; None from scratch."""
-    from FasterRCNN.engine.weights import read_weights, select_for_training
-    from FasterRCNN.engine.zoo import padding_notice
-
-    source = load or cfg.BACKBONE.WEIGHTS
-    if not source:
-        return None
-    weights = read_weights(source)
-    if notice := padding_notice(source, cfg.BACKBONE.TF_PAD_MODE):
-        logger.warning("%s", notice)
-
-    def select(variables: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-        values, report = select_for_training(weights, variables, config=cfg.to_dict(), source=source)
-        logger.info("weights from %s:\n%s", source, report.summary())
-        return values
-
-    return select
 
 
 def find_devices(cfg: Config, job: Processes | None) -> tuple[list[int], list[str]]:
@@ -422,6 +406,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--logdir", default=DEFAULT_LOGDIR, metavar="DIR", help="the run's folder (%(default)s)")
     parser.add_argument("--load", metavar="WEIGHTS", help="start from an .npz file, checkpoint or run folder")
+    parser.add_argument("--keep-classes", action="store_true",
+                        help="with --load: go on from what it knows of classes of the same name")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --logdir where it stopped")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --logdir first")
     parser.add_argument("--list-configs", action="store_true", help="do not train: print the models of configs/")
@@ -438,6 +424,8 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         parser.error("--plot only draws: leave --predict, --evaluate, --load, --resume and --overwrite out")
     if (args.predict or args.evaluate) and (args.resume or args.overwrite):
         parser.error("--predict and --evaluate do not train: leave --resume and --overwrite out")
+    if args.keep_classes and not args.load:
+        parser.error("--keep-classes keeps classes of the model that --load names: give it")
     if args.resume and args.load:
         parser.error("--resume takes the weights of the run itself: leave --load out, or start a new run with it")
     return args

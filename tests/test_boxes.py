@@ -1,5 +1,7 @@
 """Box arithmetic against loops over pairs in NumPy, and encoding against its inverse."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
@@ -55,6 +57,15 @@ def test_clip_uses_the_size_of_each_image():
     boxes = np.array([[[-5, -6, 300, 400]], [[50, 60, 90, 70]]], np.float32)
     clipped = evaluate(clip_boxes, boxes, np.array([[100, 200], [65, 80]], np.int32))
     assert clipped.tolist() == [[[0, 0, 200, 100]], [[50, 60, 80, 65]]]
+
+
+def test_clip_can_leave_a_pixel_of_each_box():
+    """As clipping the first and the last pixel of a box, whose number is one less than where it ends, does."""
+    boxes = np.random.default_rng(0).uniform(-60, 160, [1, 50, 4]).astype(np.float32)
+    last = np.array([0, 0, 1, 1])
+    expected = np.clip(boxes - last, 0, [79, 64, 79, 64]) + last
+    clipped = evaluate(partial(clip_boxes, keep_pixel=True), boxes, np.array([[65, 80]], np.int32))
+    np.testing.assert_allclose(clipped, expected, atol=1e-4)
 
 
 def test_deltas_of_a_known_pair():

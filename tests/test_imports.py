@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "ops": {"ops"},
     "modeling": {"modeling", "ops"},
     "imaging": {"imaging", "structures", "masks"},
+    "foreign": {"foreign", "datasets", "engine"},
     "datasets": {"datasets", "imaging", "structures", "masks"},
     "loading": {"loading", "datasets", "imaging", "structures", "masks"},
     "engine": {"engine", "modeling", "ops", "imaging", "structures", "masks"},

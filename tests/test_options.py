@@ -80,6 +80,7 @@ VARIANTS = {
     },
     "maskrcnn-benchmark's conventions": {
         "RPN.ANCHOR_ROUNDING": "sides", "RPN.ANCHOR_OFFSET": 0.5, "ROIALIGN.ALIGNED": False, "ROIALIGN.INCLUSIVE": True,
+        "FPN.FRCNN_HEAD_FUNC": "fastrcnn_2fc_gn_head",
     },
     "detectron2's conventions": {
         "ROIALIGN.SAMPLES": 0, "TRAIN.IMS_PER_GPU": 2, "BACKBONE.SYMMETRIC_PAD": True, "FPN.NORM_BEFORE_RELU": True,

@@ -22,7 +22,7 @@ import media
 import predict
 from FasterRCNN.datasets.catalog import load_dataset
 from FasterRCNN.datasets.coco_categories import COCO_CATEGORIES
-from FasterRCNN.engine import weights as weight_files
+from FasterRCNN.engine.npz import save_npz
 from FasterRCNN.imaging import window
 from FasterRCNN.imaging.video import VideoReader, VideoWriter
 from FasterRCNN.structures import BoxList, Categories
@@ -43,7 +43,7 @@ def model(tmp_path):
     cfg = default_config()
     cfg.update_args(SETTINGS + NAMED)
     path = tmp_path / "model.npz"
-    weight_files.save_npz(path, {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]}, cfg.to_dict())
+    save_npz(path, {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]}, cfg.to_dict())
     return path
 
 
@@ -323,7 +323,7 @@ def test_a_model_that_finds_nothing(tmp_path, model, photo_dir, capsys):
     weights = {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]} | {"bright/threshold": np.array([300], np.float32)}
     cfg = default_config()
     cfg.update_args(SETTINGS + NAMED + [f"DATA.VAL={write_annotations(tmp_path / 'a.json')}:{photo_dir}"])
-    weight_files.save_npz(model, weights, cfg.to_dict())
+    save_npz(model, weights, cfg.to_dict())
     assert predict.run_prediction(model, evaluate=tmp_path / "out.json") == 0
     assert "Nothing was detected: every AP is 0." in capsys.readouterr().out
     assert json.loads((tmp_path / "out.json").read_text()) == []
@@ -346,7 +346,7 @@ def test_config_of_the_weights_then_file_then_overrides(tmp_path, model):
 def test_names_for_weights_without_a_config(tmp_path, photo_dir, caplog):
     """tensorpack's published files: names come from the annotations; without them 80 classes are COCO's."""
     path = tmp_path / "plain.npz"
-    weight_files.save_npz(path, {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]})
+    save_npz(path, {name: WEIGHTS[name] for name in list(WEIGHTS)[:2]})
     predictor, cfg = predict.load_predictor(path, SETTINGS)
     assert predictor.categories == COCO_CATEGORIES and len(COCO_CATEGORIES) == cfg.DATA.NUM_CLASS == 80
     assert COCO_CATEGORIES.by_id[90] == "toothbrush" and COCO_CATEGORIES.by_id[28] == "umbrella"
@@ -363,7 +363,7 @@ def test_names_for_weights_without_a_config(tmp_path, photo_dir, caplog):
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "other.npz"
-    weight_files.save_npz(path, {"bright/score": WEIGHTS["bright/score"]})
+    save_npz(path, {"bright/score": WEIGHTS["bright/score"]})
     with pytest.raises(ValueError, match="(?s)other.npz.*missing.*bright 1"):
         predict.load_predictor(path, SETTINGS)
     with pytest.raises(FileNotFoundError, match=r"none.npz"):

@@ -14,7 +14,7 @@ from PIL import Image
 from test_structures_doc import run_examples
 from tiny_model import CLASS_NAMES, photos, write_model
 
-from FasterRCNN.engine.weights import save_npz
+from FasterRCNN.engine.npz import save_npz
 from FasterRCNN.imaging.visualize import draw_detections
 from FasterRCNN.masks import Masks
 from FasterRCNN.structures import BoxList

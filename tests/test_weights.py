@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
+from FasterRCNN.engine import npz
 from FasterRCNN.engine import weights as W
 from FasterRCNN.engine.architecture import number_of_classes, suggest_config
 from tools import save_npz
@@ -71,7 +72,7 @@ def save_checkpoint(prefix, arrays, config=None, use_resource=False):
         for name, value in arrays.items():
             tf.get_variable(name, initializer=tf.constant(value), use_resource=use_resource)
         if config is not None:
-            tf.get_variable(W.CONFIG_NAME, initializer=tf.constant(json.dumps(config)), use_resource=True)
+            tf.get_variable(npz.CONFIG_NAME, initializer=tf.constant(json.dumps(config)), use_resource=True)
         session.run(tf.global_variables_initializer())
         tf.train.Saver().save(session, str(prefix), write_meta_graph=False)
     return prefix
@@ -83,21 +84,21 @@ def save_checkpoint(prefix, arrays, config=None, use_resource=False):
 def test_npz_round_trip_with_config(tmp_path):
     arrays = values(c4_model())
     config = {"MODE_FPN": False, "DATA": {"CLASS_NAMES": ["Ö", "b", "c"]}}
-    W.save_npz(tmp_path / "new" / "model.npz", arrays, config)
+    npz.save_npz(tmp_path / "new" / "model.npz", arrays, config)
     assert same(W.read_weights(tmp_path / "new" / "model.npz"), arrays)
     assert W.read_config(tmp_path / "new" / "model.npz") == config
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["model.npz"]
 
 
 def test_npz_without_config_and_empty_npz(tmp_path):
-    W.save_npz(tmp_path / "empty.npz", {})
+    npz.save_npz(tmp_path / "empty.npz", {})
     assert W.read_weights(tmp_path / "empty.npz") == {}
     assert W.read_config(tmp_path / "empty.npz") is None
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.npz"
-    W.save_npz(path, {"conv0/W": np.ones(2, np.float32)})
+    npz.save_npz(path, {"conv0/W": np.ones(2, np.float32)})
 
     def interrupted(file, **arrays):
         file.write(b"half")
@@ -105,14 +106,14 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "savez", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        W.save_npz(path, {"conv0/W": np.zeros(2, np.float32)})
+        npz.save_npz(path, {"conv0/W": np.zeros(2, np.float32)})
     assert same(W.read_weights(path), {"conv0/W": np.ones(2, np.float32)})
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_only_npz_is_written(tmp_path):
     with pytest.raises(ValueError, match=r"model.h5: weights are written as \.npz"):
-        W.save_npz(tmp_path / "model.h5", {})
+        npz.save_npz(tmp_path / "model.h5", {})
 
 
 def test_names_of_older_files_and_training_state(tmp_path):
@@ -165,7 +166,7 @@ def test_missing_files_say_what_is_there(tmp_path):
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "objects", "array"])
 def test_damaged_npz_is_one_line(tmp_path, damage):
     path = tmp_path / "model.npz"
-    W.save_npz(path, values(backbone()))
+    npz.save_npz(path, values(backbone()))
     content = path.read_bytes()
     if damage == "objects":
         np.savez(path, weights=np.array([{"conv0/W": 1}], dtype=object))
@@ -389,7 +390,7 @@ def test_restore_sets_values_without_touching_the_graph(use_resource):
 def test_checkpoint_to_npz_to_graph(tmp_path):
     arrays = values(c4_model())
     save_checkpoint(tmp_path / "model-1", arrays, use_resource=True)
-    W.save_npz(tmp_path / "model.npz", W.read_weights(tmp_path / "model-1"))
+    npz.save_npz(tmp_path / "model.npz", W.read_weights(tmp_path / "model-1"))
     selected, report = W.select_for_prediction(W.read_weights(tmp_path / "model.npz"), c4_model())
     assert same(selected, arrays)
     assert report.missing == report.unexpected == ()
@@ -436,7 +437,7 @@ def test_an_npz_is_saved_again_and_never_overwritten_unasked(tmp_path, capsys):
     np.savez(path, **{f"tower0/{name}:0": value for name, value in values(c4_model()).items()})
     save_npz.main([str(path), str(out)])
     assert capsys.readouterr().out.endswith(f" MB, 3 classes, without a config, as {path} carries none\n")
-    W.save_npz(path, values(c4_model(), seed=1))
+    npz.save_npz(path, values(c4_model(), seed=1))
     with pytest.raises(ValueError, match=r"out\.npz exists already: give another name, or --overwrite"):
         save_npz.main([str(path), str(out)])
     assert same(W.read_weights(out), values(c4_model()))
@@ -449,7 +450,7 @@ def test_an_npz_is_saved_again_and_never_overwritten_unasked(tmp_path, capsys):
     ({}, [], r"in\.npz holds no weights: give the model of a run"),
 ])
 def test_nothing_to_save(tmp_path, given, options, message):
-    W.save_npz(tmp_path / "in.npz", values(given))
+    npz.save_npz(tmp_path / "in.npz", values(given))
     with pytest.raises(ValueError, match=message):
         save_npz.main([str(tmp_path / "in.npz"), str(tmp_path / "out.npz"), *options])
     assert not (tmp_path / "out.npz").exists()

@@ -12,7 +12,8 @@ import pytest
 from tensorflow.python.summary.summary_iterator import summary_iterator
 from tiny import TinyModel
 
-from FasterRCNN.engine.weights import read_config, read_weights, save_npz
+from FasterRCNN.engine.npz import save_npz
+from FasterRCNN.engine.weights import read_config, read_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 from tiny import NUM_CLASSES, TINY, random_image
 
-from FasterRCNN.engine.weights import save_npz
+from FasterRCNN.engine.npz import save_npz
 from FasterRCNN.modeling.build import build_detector
 from tools.compare_reference import reference_value
 

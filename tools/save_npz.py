@@ -23,7 +23,8 @@ def save(model, out, *, backbone_only=False, overwrite=False):
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # read once, at TensorFlow's import
     from FasterRCNN.engine.architecture import is_backbone_variable, number_of_classes
-    from FasterRCNN.engine.weights import read_config, read_weights, save_npz
+    from FasterRCNN.engine.npz import save_npz
+    from FasterRCNN.engine.weights import read_config, read_weights
 
     if Path(out).exists() and not overwrite:
         raise ValueError(f"{out} exists already: give another name, or --overwrite")

@@ -70,7 +70,9 @@ def _fpn_keys(shapes: Shapes) -> dict[str, object]:
     is_cascade = "cascade_rcnn_stage1/outputs/class/b" in shapes
     head = "cascade_rcnn_stage1/head" if is_cascade else "fastrcnn"
     has_convs = f"{head}/conv0/W" in shapes
-    convs = f"4conv1fc{'_gn' if f'{head}/gn0/gamma' in shapes else ''}" if has_convs else "2fc"
+    convs = "4conv1fc" if has_convs else "2fc"
+    if {f"{head}/gn0/gamma", f"{head}/gn6/gamma"} & shapes.keys():
+        convs += "_gn"
     keys = {"FPN.CASCADE": is_cascade, "FPN.NORM": "GN" if "fpn/gn_c2/gamma" in shapes else "None",
             "FPN.FRCNN_HEAD_FUNC": f"fastrcnn_{convs}_head"}
     if "maskrcnn/deconv/b" in shapes:

@@ -23,11 +23,11 @@ import tqdm
 from tensorpack.callbacks import Callback, MonitorBase
 from tensorpack.train import StopTraining
 
+from FasterRCNN.engine.npz import CONFIG_NAME
 from FasterRCNN.engine.optim import LrSchedule
 from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.run_folder import write_atomically
 from FasterRCNN.engine.stall import WAITING
-from FasterRCNN.engine.weights import CONFIG_NAME
 
 logger = logging.getLogger(__name__)
 

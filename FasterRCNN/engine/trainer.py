@@ -35,10 +35,11 @@ from FasterRCNN.engine.callbacks import (
     WatchLosses,
 )
 from FasterRCNN.engine.curves import METRICS_FILE
+from FasterRCNN.engine.npz import CONFIG_NAME
 from FasterRCNN.engine.optim import GuardedOptimizer, LossScale, LrSchedule, weight_decay_loss
 from FasterRCNN.engine.processes import Processes
 from FasterRCNN.engine.stall import Heart
-from FasterRCNN.engine.weights import CONFIG_NAME, restore
+from FasterRCNN.engine.weights import restore
 from FasterRCNN.imaging.mask_crops import MASK_CELLS
 from FasterRCNN.ops.layers import MOVING_AVERAGES
 

@@ -1,4 +1,4 @@
-"""Weights as files: reading, checking against a model, restoring, writing.
+"""Weights as files: reading, checking against a model, restoring.
 
 Two formats are read: tensorpack's .npz (`conv0/W`, `group0/block0/conv1/bn/mean/EMA`, ...; its published ImageNet
 backbones and COCO models) and TensorFlow checkpoints under the same names. A file of this project also holds the
@@ -10,11 +10,8 @@ names of a model's variables to their shapes. A variable's part is what stands b
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +21,11 @@ import tensorflow.compat.v1 as tf
 import yaml
 
 from FasterRCNN.engine.architecture import is_backbone_only, is_backbone_variable, way_out
+from FasterRCNN.engine.class_layers import CLASS_LAYERS
+from FasterRCNN.engine.npz import CONFIG_NAME, parse_config, read_npz, read_npz_config
 from FasterRCNN.engine.run_folder import CONFIG_FILE
 from FasterRCNN.engine.zoo import plain_name, with_background_box
 
-CONFIG_NAME = "config_json"
-
-_CLASS_LAYERS = re.compile(r"((fastrcnn|fastrcnn/outputs|cascade_rcnn_stage\d/outputs)/(class|box)|maskrcnn/conv)/[Wb]")
 _TRAINING_STATE = re.compile(r"(EMA|AccumGrad|loss_scale|tower[1-9]\d*)/|(global_step|learning_rate|beta[12]_power)$")
 _CHECKPOINT_PART = re.compile(r"\.(index|meta|data-\d+-of-\d+)$")
 _IMAGENET_CLASSIFIER = ("linear/W", "linear/b")
@@ -46,7 +42,7 @@ def read_weights(path: str | os.PathLike) -> dict[str, np.ndarray]:
     ValueError with one line when there is no such file or it is damaged or of another kind.
     """
     location = _locate(path)
-    read = _read_npz if location.suffix == ".npz" else _read_checkpoint
+    read = read_npz if location.suffix == ".npz" else _read_checkpoint
     arrays = read(location, wanted=lambda name: name != CONFIG_NAME)
     arrays = {plain_name(name): value for name, value in arrays.items() if np.issubdtype(value.dtype, np.floating)}
     weights = {name: value.astype(np.float32, copy=False) for name, value in arrays.items()
@@ -63,16 +59,13 @@ def read_config(path: str | os.PathLike) -> dict | None:
     if Path(path).is_dir() and (Path(path) / CONFIG_FILE).is_file():
         return _read_yaml(Path(path) / CONFIG_FILE)
     location = _locate(path)
-    is_npz = location.suffix == ".npz"
-    stored = (_read_npz if is_npz else _read_checkpoint)(location, wanted=lambda name: name == CONFIG_NAME)
+    if location.suffix == ".npz":
+        return read_npz_config(location)
+    stored = _read_checkpoint(location, wanted=lambda name: name == CONFIG_NAME)
     if stored:
-        value = next(iter(stored.values()))
-        try:
-            return json.loads(value.tobytes() if is_npz else value.item())
-        except ValueError as error:
-            raise ValueError(f"{location}: its {CONFIG_NAME} is no JSON ({error})") from None
+        return parse_config(stored[CONFIG_NAME].item(), location)
     beside = location.parent / CONFIG_FILE
-    return _read_yaml(beside) if not is_npz and beside.is_file() else None
+    return _read_yaml(beside) if beside.is_file() else None
 
 
 def _locate(path: str | os.PathLike) -> Path:
@@ -105,16 +98,6 @@ def _last_checkpoint(folder: Path) -> Path:
 def _neighbours(path: Path) -> str:
     found = sorted(file.name for file in path.parent.glob("*") if file.suffix in (".npz", ".index"))
     return f"; {path.parent} holds {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}" if found else ""
-
-
-def _read_npz(path: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
-    try:
-        # np.load would also open a lone array or a pickle; this is what it opens an .npz with.
-        with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files if wanted(name)}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or no .npz file of plain arrays ({error}): "
-                         "copy or download it again") from None
 
 
 def _read_checkpoint(prefix: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
@@ -214,7 +197,7 @@ def select_for_training(weights: Mapping[str, np.ndarray], variables: Mapping[st
         matched=report.matched,
         missing=tuple(filter(is_backbone_variable, report.missing)),
         unexpected=tuple(filter(is_backbone_variable, report.unexpected)),
-        mismatched={name: pair for name, pair in report.mismatched.items() if not _CLASS_LAYERS.fullmatch(name)},
+        mismatched={name: pair for name, pair in report.mismatched.items() if not CLASS_LAYERS.fullmatch(name)},
     )
     if misfit.missing or misfit.mismatched or misfit.unexpected:
         raise ValueError(_refusal(weights, variables, misfit, config, source))
@@ -258,7 +241,7 @@ def _shapes_by_part(mismatched: Mapping) -> str:
     return "; ".join(texts)
 
 
-# ----------------------------------------------------------------------------------------------- restoring, writing
+# ----------------------------------------------------------------------------------------------------- restoring
 
 
 def restore(session: tf.Session, weights: Mapping[str, np.ndarray]) -> None:
@@ -274,21 +257,3 @@ def restore(session: tf.Session, weights: Mapping[str, np.ndarray]) -> None:
     # An initializer assigns its second input, for reference and resource variables alike: feeding it adds no operation.
     feeds = {op.inputs[1].name: value for op, value in zip(initializers, weights.values(), strict=True)}
     session.run(initializers, feed_dict=feeds)
-
-
-def save_npz(path: str | os.PathLike, weights: Mapping[str, np.ndarray], config: Mapping | None = None) -> None:
-    """Write weights, and the config they belong to, as tensorpack's .npz; an interrupted write leaves no half file."""
-    path = Path(path)
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: weights are written as .npz, give a name that ends so")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = dict(weights)
-    if config is not None:
-        arrays[CONFIG_NAME] = np.frombuffer(json.dumps(config).encode(), np.uint8)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -89,10 +89,19 @@ def match_objects(boxes, gt_boxes, gt_labels, foreground_thresh):
     return tf.reduce_max(iou, axis=2) >= foreground_thresh, tf.argmax(iou, axis=2)
 
 
-def two_fc_head(x, *, fc_dim, **_):
-    """Return features of RoIs by two fully-connected layers: R×7×7×C -> R×fc_dim (FPN, section 4.2)."""
-    x = fully_connected(x, fc_dim, "fc6", activation=tf.nn.relu)
-    return fully_connected(x, fc_dim, "fc7", activation=tf.nn.relu)
+def two_fc_head(x, *, fc_dim, norm=None, norm_before_relu=False, **_):
+    """Return features of RoIs by two fully-connected layers: R×7×7×C -> R×fc_dim (FPN, section 4.2).
+
+    norm, norm_before_relu: as `normalized_convs`.
+    """
+    relu_last = norm == "GN" and norm_before_relu
+    for i in (6, 7):
+        x = fully_connected(x, fc_dim, f"fc{i}", activation=None if relu_last else tf.nn.relu)
+        if norm == "GN":
+            x = group_norm(x[:, None, None], f"gn{i}")[:, 0, 0]
+        if relu_last:
+            x = tf.nn.relu(x)
+    return x
 
 
 def normalized_convs(x, channels, number, scope, *, norm=None, norm_before_relu=False):

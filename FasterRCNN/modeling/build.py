@@ -17,6 +17,7 @@ from .rpn import propose, rpn_head, sample_anchors
 DTYPES = {"fp32": tf.float32, "bf16": tf.bfloat16, "fp16": tf.float16}
 BOX_HEADS = {
     "fastrcnn_2fc_head": two_fc_head,
+    "fastrcnn_2fc_gn_head": partial(two_fc_head, norm="GN"),
     "fastrcnn_4conv1fc_head": four_conv_one_fc_head,
     "fastrcnn_4conv1fc_gn_head": partial(four_conv_one_fc_head, norm="GN"),
 }
@@ -86,7 +87,8 @@ def proposal_function(cfg, max_log_scale):
     def proposals(rpn, image_size, training):
         pre, post = counts[training]
         return propose(rpn, image_size, pre_nms_topk=pre, post_nms_topk=post, nms_thresh=cfg.RPN.PROPOSAL_NMS_THRESH,
-                       min_size=cfg.RPN.MIN_SIZE, max_log_scale=max_log_scale, joint=joint)
+                       min_size=cfg.RPN.MIN_SIZE, max_log_scale=max_log_scale, joint=joint,
+                       keep_pixel=cfg.ROIALIGN.INCLUSIVE)
     return proposals
 
 
@@ -106,11 +108,13 @@ def box_stages(cfg, network, max_log_scale):
     if not cfg.FPN.CASCADE:
         scopes = ("fastrcnn", "fastrcnn/outputs" if cfg.MODE_FPN else "fastrcnn")
         return (BoxStage("box", scoped_box_head(cfg, network, *scopes), foreground_thresh=cfg.FRCNN.FG_THRESH,
-                         weights=tuple(cfg.FRCNN.BBOX_REG_WEIGHTS), max_log_scale=max_log_scale),)
+                         weights=tuple(cfg.FRCNN.BBOX_REG_WEIGHTS), max_log_scale=max_log_scale,
+                         keep_pixel=cfg.ROIALIGN.INCLUSIVE),)
     return tuple(
         BoxStage(f"box/stage{i}", scoped_box_head(cfg, network, f"cascade_rcnn_stage{i}/head",
                                                   f"cascade_rcnn_stage{i}/outputs", class_agnostic=True),
-                 foreground_thresh=iou, weights=weights, max_log_scale=max_log_scale)
+                 foreground_thresh=iou, weights=weights, max_log_scale=max_log_scale,
+                 keep_pixel=cfg.ROIALIGN.INCLUSIVE)
         for i, (iou, weights) in enumerate(zip(cfg.CASCADE.IOUS, cfg.CASCADE.BBOX_REG_WEIGHTS), start=1))
 
 

@@ -18,7 +18,8 @@ class BoxStage:
     """One box head and the meaning of its deltas.
 
     name: of its losses. head(R×h×w×C) -> (logits R×(K+1), deltas R×(K+1 or 1)×4). foreground_thresh: IoU from which its
-    RoIs are foreground. weights: what the deltas are multiplied by; max_log_scale: the greatest tw and th.
+    RoIs are foreground. weights: what the deltas are multiplied by; max_log_scale: the greatest tw and th; keep_pixel:
+    as `clip_boxes`.
     """
 
     name: str
@@ -26,12 +27,13 @@ class BoxStage:
     foreground_thresh: float
     weights: tuple[float, float, float, float]
     max_log_scale: float
+    keep_pixel: bool = False
 
     def decode(self, boxes, deltas, image_size):
         """Apply every class's deltas to the RoIs and clip: B×P×4, B×P×C×4, int32 B×2 -> B×P×C×4 pixels."""
         decoded = decode_boxes(deltas / tf.constant(self.weights, tf.float32), boxes[:, :, None, :], self.max_log_scale)
         shape = tf.shape(decoded)
-        clipped = clip_boxes(tf.reshape(decoded, [shape[0], -1, 4]), image_size)
+        clipped = clip_boxes(tf.reshape(decoded, [shape[0], -1, 4]), image_size, keep_pixel=self.keep_pixel)
         return tf.reshape(clipped, shape)
 
     def refine(self, boxes, deltas, image_size):

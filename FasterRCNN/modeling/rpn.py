@@ -119,7 +119,8 @@ def inside_image(anchors, image_size):
     return (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
 
 
-def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_size, max_log_scale, joint):
+def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_size, max_log_scale, joint,
+            keep_pixel=False):
     """Turn the head's output into at most `post_nms_topk` proposals an image, without gradient.
 
     Per level, the best `pre_nms_topk` anchors are decoded, clipped and suppressed, at most `post_nms_topk` kept; then
@@ -129,7 +130,8 @@ def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_siz
     if joint:
         objectness, deltas, anchors, on_image = zip(*groups)
         groups = [(tf.concat(objectness, 1), tf.concat(deltas, 1), tf.concat(anchors, 0), tf.concat(on_image, 1))]
-    candidates = [best_boxes(*group, image_size, topk=pre_nms_topk, min_size=min_size, max_log_scale=max_log_scale)
+    candidates = [best_boxes(*group, image_size, topk=pre_nms_topk, min_size=min_size, max_log_scale=max_log_scale,
+                             keep_pixel=keep_pixel)
                   for group in groups]
     boxes = tf.concat([boxes for boxes, _ in candidates], axis=0)
     scores = tf.concat([scores for _, scores in candidates], axis=0)
@@ -146,13 +148,14 @@ def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_siz
     return Proposals(tf.stop_gradient(boxes), tf.stop_gradient(scores), valid)
 
 
-def best_boxes(objectness, deltas, anchors, on_image, image_size, *, topk, min_size, max_log_scale):
+def best_boxes(objectness, deltas, anchors, on_image, image_size, *, topk, min_size, max_log_scale,
+               keep_pixel=False):
     """Decode the `topk` best anchors of one level: returns boxes B×topk×4 (pixels, clipped) and logits B×topk."""
     objectness = tf.where(on_image, objectness, tf.fill(tf.shape(objectness), EMPTY))
     available = tf.minimum(topk, tf.shape(objectness)[1])
     scores, indices = tf.math.top_k(objectness, available)
     boxes = decode_boxes(gather_rows(deltas, indices), tf.gather(anchors, indices), max_log_scale)
-    boxes = clip_boxes(boxes, image_size)
+    boxes = clip_boxes(boxes, image_size, keep_pixel=keep_pixel)
     if min_size > 0:  # at 0 the reference keeps even boxes that clipping left without area
         large = tf.reduce_all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)
         scores = tf.where(large, scores, tf.fill(tf.shape(scores), EMPTY))

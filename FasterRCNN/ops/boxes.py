@@ -24,11 +24,15 @@ def pairwise_iou(boxes1, boxes2):
     return tf.math.divide_no_nan(intersection, union)
 
 
-def clip_boxes(boxes, image_size):
-    """Clip the boxes of each image to it: B×N×4 pixels, image_size int32 B×2 (h, w) -> B×N×4."""
+def clip_boxes(boxes, image_size, *, keep_pixel=False):
+    """Clip the boxes of each image to it: B×N×4 pixels, image_size int32 B×2 (h, w) -> B×N×4.
+
+    keep_pixel: at least the image's first or last pixel is left of a box, wherever it lies (Detectron).
+    """
     height_width = tf.cast(image_size, tf.float32)
     limit = tf.stack([height_width[:, 1], height_width[:, 0]] * 2, axis=-1)[:, None]
-    return tf.minimum(tf.maximum(boxes, 0.0), limit)
+    kept = tf.constant([1.0, 1.0, 0.0, 0.0] if keep_pixel else [0.0] * 4)
+    return tf.minimum(tf.maximum(boxes, kept[::-1]), limit - kept)
 
 
 def encode_boxes(boxes, anchors):
