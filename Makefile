@@ -12,11 +12,11 @@ STAMP := $(VENV)/installed-$(DEVICE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup horovod demo demo-extras test lint lock clean
+.PHONY: help setup horovod demo demo-extras export-extras test lint lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [GPU=1] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA)
 
@@ -27,8 +27,10 @@ demo: setup  ## draw shapes, train on them, evaluate, predict (12 minutes on 2 c
 	$(VENV)/bin/python demo/shapes_demo.py --output-dir $(DEMO_DIR)
 
 demo-extras: setup  ## install what the web page demo/web.py needs (Gradio)
+export-extras: setup  ## install what ./predict.py --export-onnx needs (tf2onnx, ONNX Runtime)
+demo-extras export-extras:
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --only-binary=:all: \
-	    --requirement requirements-demo.txt --constraint constraints.txt
+	    --requirement requirements-$(@:-extras=).txt --constraint constraints.txt
 
 test: lint horovod  ## lint and tests
 	$(VENV)/bin/python -m pytest tests

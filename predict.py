@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config import add_config_arguments, run_command
 
+from export import add_export_arguments, export_model
 from FasterRCNN.datasets.shapes import draw_shapes_dataset
 from FasterRCNN.imaging.read import read_image
 from inference import check_writable, evaluate_sets, load_predictor
@@ -170,16 +171,20 @@ def main() -> int:
         action="store_true",
         help="time each part of prediction on the photos (without any: on drawn ones), TEST.IMS_PER_GPU at a time",
     )
+    add_export_arguments(parser)
     add_predict_arguments(parser)
     add_config_arguments(parser)
     args = parser.parse_args()
-    if args.benchmark and args.evaluate:
-        parser.error("--benchmark and --evaluate are two runs: give one of them")
+    exports = {name: getattr(args, f"export_{name}") for name in ("saved_model", "frozen", "onnx")}
+    if sum(map(bool, (args.benchmark, args.evaluate, any(exports.values())))) > 1:
+        parser.error("--benchmark, --evaluate and exports are runs of their own: give one of them")
+    changes = [*args.config, *size_override(args.min_image_size)]
     if args.benchmark:
-        changes = [*args.config, *size_override(args.min_image_size)]
         return run_benchmark(args.load, args.inputs, overrides=changes, config_file=args.config_file)
+    if any(exports.values()):
+        return export_model(args.load, args.inputs, overrides=changes, config_file=args.config_file, **exports)
     if not args.inputs and not args.evaluate:
-        parser.error("nothing to do: name photos or videos, --evaluate OUT.json, or --benchmark")
+        parser.error("nothing to do: name photos or videos, --evaluate OUT.json, --benchmark, or an export")
     return run_prediction(
         args.load,
         overrides=args.config,

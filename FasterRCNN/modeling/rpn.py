@@ -159,7 +159,7 @@ def best_boxes(objectness, deltas, anchors, on_image, image_size, *, topk, min_s
     if min_size > 0:  # at 0 the reference keeps even boxes that clipping left without area
         large = tf.reduce_all(boxes[..., 2:] - boxes[..., :2] > min_size, axis=-1)
         scores = tf.where(large, scores, tf.fill(tf.shape(scores), EMPTY))
-    missing = topk - available
+    missing, batch = topk - available, image_size.shape[0] or -1
     boxes = tf.pad(boxes, [[0, 0], [0, missing], [0, 0]])
     scores = tf.pad(scores, [[0, 0], [0, missing]], constant_values=EMPTY)
-    return tf.reshape(boxes, [-1, topk, 4]), tf.reshape(scores, [-1, topk])
+    return tf.reshape(boxes, [batch, topk, 4]), tf.reshape(scores, [batch, topk])

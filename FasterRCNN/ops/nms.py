@@ -14,11 +14,12 @@ def batched_nms(boxes, scores, iou_threshold, max_output):
         kept = tf.raw_ops.NonMaxSuppressionV4(
             boxes=row[0], scores=row[1], max_output_size=max_output, iou_threshold=iou_threshold,
             score_threshold=tf.float32.min, pad_to_max_output_size=True)
-        return [tf.cast(value, tf.int64) for value in kept]
+        indices, count = (tf.cast(value, tf.int64) for value in kept)
+        return [tf.where(tf.range(max_output, dtype=tf.int64) < count, indices, -tf.ones([max_output], tf.int64))]
 
-    indices, count = map_rows(one, [boxes, scores], [tf.int64, tf.int64])
+    (indices,) = map_rows(one, [boxes, scores], [tf.int64])
     indices = tf.reshape(indices, [-1, max_output])
-    return indices, tf.range(max_output, dtype=tf.int64)[None, :] < count[:, None]
+    return tf.maximum(indices, 0), indices >= 0
 
 
 def separate_by_label(boxes, labels, num_labels):

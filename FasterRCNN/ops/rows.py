@@ -4,6 +4,9 @@ TensorFlow keeps int32 arithmetic in the host's memory even on a GPU; indices th
 """
 import tensorflow.compat.v1 as tf
 
+# Those of one image: a row for each level.
+SIDE_BY_SIDE = 8
+
 
 def gather_rows(x, indices):
     """Return x[b, indices[b]]: B×N×…, integer B×S -> B×S×….
@@ -31,8 +34,12 @@ def permute_rows(x, places):
 def map_rows(function, rows, dtypes):
     """Return the stacked results of function(row) of each row: list of N×… -> list of N×…, without gradient.
 
-    As `tf.map_fn`, whose loop asks the GPU whether to go on.
+    A few rows, their number known, go side by side. Else as `tf.map_fn`, whose loop asks the GPU whether to go on.
     """
+    known = max(row.shape[0] or 0 for row in rows)
+    if 0 < known <= SIDE_BY_SIDE:
+        results = [function([row[i] for row in rows]) for i in range(known)]
+        return [tf.stack(values) for values in zip(*results)]
     count = tf.shape(rows[0])[0]
 
     def step(i, *results):
