@@ -19,8 +19,8 @@ from tiny import TINY, random_image, reference_value
 import export as command
 from FasterRCNN.engine import export, export_check, serving_graph
 from FasterRCNN.engine.export_check import CheckPhoto, Differences
+from FasterRCNN.engine.npz import save_npz
 from FasterRCNN.engine.predictor import build_constant_graph
-from FasterRCNN.engine.weights import save_npz
 from FasterRCNN.imaging.read import decode_image
 from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.modeling.build import build_detector
