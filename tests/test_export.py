@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
+from bright_box import WEIGHTS, BrightBoxDetector
 from PIL import Image
 from tiny import TINY, random_image, reference_value
 
@@ -20,7 +21,7 @@ import export as command
 from FasterRCNN.engine import export, export_check, serving_graph
 from FasterRCNN.engine.export_check import CheckPhoto, Differences
 from FasterRCNN.engine.npz import save_npz
-from FasterRCNN.engine.predictor import build_constant_graph
+from FasterRCNN.engine.predictor import Predictor, build_constant_graph
 from FasterRCNN.imaging.read import decode_image
 from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.modeling.build import build_detector
@@ -250,6 +251,16 @@ def test_a_table_tells_the_differences(predictor, saved_model, photos):
         table = export_check.check_export(run, predictor, photos, tolerance=export_check.TOLERANCES["fp32"])
     heading, _, *rows = [line.split() for line in table.splitlines()]
     assert heading[:2] == ["photo", "detections"] and [row[0] for row in rows] == ["0.png", "1.png", "allowed"]
+
+
+def test_photos_without_detections_are_told():
+    outputs = {"boxes": np.zeros([2, 1, 4]), "scores": np.zeros([2, 1]), "labels": np.zeros([2, 1], int)}
+    outputs["num_detections"] = np.zeros(2, int)
+    with Predictor(BrightBoxDetector(), WEIGHTS, categories=CATEGORIES, short_edge=64, max_size=120, pad_multiple=32,
+                   ims_per_batch=1, with_masks=False) as predictor:
+        photo = CheckPhoto("dark.png", np.zeros([40, 50, 3], np.uint8), b"")
+        table = export_check.check_export(lambda **_: outputs, predictor, [photo], tolerance=Differences())
+    assert table.endswith("name others, in which it does.")
 
 
 @pytest.mark.parametrize("wrong", ["images", "encoded"])

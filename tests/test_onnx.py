@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +60,17 @@ def test_onnx_runtime_finds_what_tensorflow_finds(name, tmp_path):
                         np.testing.assert_allclose(found[output][i], expected[output][0], atol=atol)
 
 
+def run_the_lines_of_the_page(folder):
+    """What docs/deploy.md's lines find in a black photo by the model.onnx of a folder: num_detections."""
+    page = (ROOT / "docs" / "deploy.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"^```python\n(session = onnxruntime.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
+    start = "import numpy as np\nimport onnxruntime\nphoto_rgb = np.zeros([90, 120, 3], np.uint8)\n"
+    program = f"{start}{lines}print(found['num_detections'])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 @needs_onnx
 def test_nothing_found_and_what_the_metadata_tell(tmp_path):
     import onnx
@@ -66,6 +80,7 @@ def test_nothing_found_and_what_the_metadata_tell(tmp_path):
     with onnx_export.open_onnx(file) as run:
         found = run(images=np.zeros([2, 90, 120, 3], np.uint8))
     assert found["num_detections"].tolist() == [0, 0] and not any(found[name].any() for name in found)
+    assert run_the_lines_of_the_page(tmp_path) == "[0]"
     properties = {entry.key: entry.value for entry in onnx.load(str(file)).metadata_props}
     assert json.loads(properties["categories"])[1] == {"label": 2, "id": 3, "name": "dög"}
     assert properties["colours"] == "RGB"

@@ -5,7 +5,7 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny import evaluate
 
-from FasterRCNN.ops.rows import gather_rows, map_rows, permute_rows
+from FasterRCNN.ops.rows import SIDE_BY_SIDE, gather_rows, map_rows, permute_rows
 
 RANDOM = np.random.default_rng(0)
 
@@ -37,7 +37,7 @@ def test_rows_are_put_into_their_places(count):
     assert np.array_equal(y[places], x) and np.array_equal(gradient, weights[places])
 
 
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize("count", [1, 4, SIDE_BY_SIDE + 1])
 def test_a_function_is_mapped_over_rows(count):
     x, y = RANDOM.normal(size=(count, 3)), np.arange(count)
     sums, products = evaluate(

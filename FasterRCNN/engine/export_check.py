@@ -87,6 +87,8 @@ def check_export(
     table = tabulate(rows, headers, floatfmt=".2g")
     if not is_good:
         raise ValueError(f"the export differs from the predictor by more than is allowed, and was removed:\n{table}")
+    if not any(row[1] for row in rows[:-1]):
+        table += "\nThe model finds nothing in these photos, so little is compared: name others, in which it does."
     return table
 
 
