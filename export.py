@@ -55,6 +55,7 @@ def export_model(
     from FasterRCNN.engine.compat import quieten
     from FasterRCNN.engine.export_check import TOLERANCES, check_export, check_free, kept_if_good
     from FasterRCNN.engine.predictor import build_constant_graph
+    from FasterRCNN.engine.serving_resize import Resizing
     from FasterRCNN.engine.weights import read_weights
     from FasterRCNN.modeling.build import build_detector
 
@@ -67,15 +68,26 @@ def export_model(
     predictor, cfg = load_predictor(load_path, overrides, config_file)
     if onnx and cfg.TEST.PRECISION != "fp32":
         raise ValueError(f"TEST.PRECISION is {cfg.TEST.PRECISION}: ONNX is written in fp32 only")
+    if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
+        raise ValueError(
+            "an exported model looks at each photo once: leave test-time augmentation out, with --config "
+            "TEST.AUGMENT_SCALES=[] TEST.AUGMENT_FLIPS=[]"
+        )
     detector, weights = build_detector(cfg), read_weights(load_path)
+    resizing = Resizing(
+        cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING
+    )
 
     def build(make: Callable, batch_size: int | None) -> ServingGraph:
-        network, _, _ = build_constant_graph(detector, weights, batch_size=batch_size, config=cfg.to_dict())
+        network, _, _ = build_constant_graph(
+            detector,
+            weights,
+            batch_size=batch_size,
+            image_dtype=resizing.dtype.as_numpy_dtype,
+            config=cfg.to_dict(),
+        )
         return make(
-            network,
-            short_edge=cfg.PREPROC.TEST_SHORT_EDGE_SIZE,
-            max_size=cfg.PREPROC.MAX_SIZE,
-            pad_multiple=detector.pad_multiple,
+            network, resizing, pad_multiple=detector.pad_multiple, inclusive_boxes=cfg.ROIALIGN.INCLUSIVE
         )
 
     def keep(graph: ServingGraph, target: str, write: Callable, opened: Callable, **options: bool) -> None:

@@ -16,6 +16,7 @@ from bright_box import CATEGORIES, PHOTOS, WEIGHTS, BrightBoxDetector
 
 from FasterRCNN.engine import export, serving_graph
 from FasterRCNN.engine.predictor import build_constant_graph
+from FasterRCNN.engine.serving_resize import Resizing
 from FasterRCNN.imaging import postprocess
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "deploy.md").read_text(encoding="utf-8")
@@ -31,7 +32,7 @@ def block(beginning):
 def folder(tmp_path_factory):
     """The page's exported/1, of a detector that finds what is bright."""
     network, _, _ = build_constant_graph(BrightBoxDetector(), WEIGHTS, batch_size=None)
-    serving = serving_graph.build_serving_graph(network, short_edge=64, max_size=120, pad_multiple=32)
+    serving = serving_graph.build_serving_graph(network, Resizing(64, 120), pad_multiple=32)
     root = tmp_path_factory.mktemp("deploy")
     export.write_saved_model(serving, root / "exported" / "1", CATEGORIES)
     cv2.imwrite(str(root / "photo.jpg"), PHOTOS[0][0])

@@ -22,6 +22,7 @@ from FasterRCNN.engine import export, export_check, serving_graph
 from FasterRCNN.engine.export_check import CheckPhoto, Differences
 from FasterRCNN.engine.npz import save_npz
 from FasterRCNN.engine.predictor import Predictor, build_constant_graph
+from FasterRCNN.engine.serving_resize import Resizing
 from FasterRCNN.imaging.read import decode_image
 from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.modeling.build import build_detector
@@ -43,9 +44,12 @@ def tiny_config(**changes):
 
 def serving_of(cfg, weights):
     detector = build_detector(cfg)
-    network, _, _ = build_constant_graph(detector, weights, batch_size=None)
+    resizing = Resizing(96, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING)
+    network, _, _ = build_constant_graph(
+        detector, weights, batch_size=None, image_dtype=resizing.dtype.as_numpy_dtype
+    )
     return serving_graph.build_serving_graph(
-        network, short_edge=96, max_size=cfg.PREPROC.MAX_SIZE, pad_multiple=detector.pad_multiple
+        network, resizing, pad_multiple=detector.pad_multiple, inclusive_boxes=cfg.ROIALIGN.INCLUSIVE
     )
 
 
@@ -150,6 +154,18 @@ def test_the_precision_that_is_asked_for(tiny, saved_model, tmp_path):
         check(run(images=PHOTOS[0][None, ..., ::-1]), predictor.predict(PHOTOS[:1]))
 
 
+@pytest.mark.parametrize("changes", [
+    {"PREPROC.RESIZE": "float", "PREPROC.SIZE_ROUNDING": "floor", "ROIALIGN.ALIGNED": False},
+    {"PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "short", "ROIALIGN.INCLUSIVE": True},
+], ids=["torchvision", "maskrcnn-benchmark"])
+def test_conventions_of_other_programs(tiny, tmp_path, changes):
+    cfg = tiny_config(**changes)
+    export.write_saved_model(serving_of(cfg, tiny.weights), tmp_path / "model", CATEGORIES)
+    with build_predictor(cfg, tiny.weights) as predictor, export.open_saved_model(tmp_path / "model") as run:
+        photos = [CheckPhoto(str(i), photo, encode(photo)) for i, photo in enumerate(PHOTOS[:2])]
+        print(export_check.check_export(run, predictor, photos, tolerance=export_check.TOLERANCES["fp32"]))
+
+
 def test_the_frozen_graph(serving, expected, tmp_path):
     export.write_frozen(serving, tmp_path / "model.pb", CATEGORIES)
     classes = ("class_names", "category_ids")
@@ -180,14 +196,22 @@ def run_graph(build, *values):
         return session.run(build(*map(tf.constant, values)))
 
 
-@pytest.mark.parametrize("shape", [(48, 64), (120, 100), (33, 50), (3, 100), (1, 1), (80, 90)])
-def test_resizing_is_opencvs_to_the_bit(shape):
-    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-
-    def resize(image):
-        return serving_graph.resize_bilinear(image, serving_graph.resized_size(tf.shape(image)[:2], 80, 133))
-
-    np.testing.assert_array_equal(run_graph(resize, image), resize_image(image, 80, 133))
+@pytest.mark.parametrize("rounding", ["nearest", "floor", "short"])
+@pytest.mark.parametrize("method", ["opencv", "float", "pillow"])
+def test_resizing_is_the_predictors(method, rounding):
+    resizing = Resizing(80, 133, method, rounding)
+    graph = tf.Graph()
+    with graph.as_default():
+        image = tf.placeholder(tf.uint8, [None, None, 3])
+        resized = resizing.resize(image, resizing.new_size(tf.shape(image)[:2]))
+    with tf.Session(graph=graph) as session:
+        for shape in [(48, 64), (120, 100), (33, 50), (3, 100), (1, 1), (80, 90), (301, 200)]:
+            photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+            found = session.run(resized, {image: photo})
+            expected = resize_image(photo, 80, 133, method=method, rounding=rounding)
+            assert found.dtype == expected.dtype and found.shape == expected.shape, shape
+            most = 0.01 if method == "float" else 0  # of 255
+            np.testing.assert_allclose(found, expected, atol=most, rtol=0, err_msg=str(shape))
 
 
 @pytest.mark.parametrize("orientation", [None, *range(1, 9)])

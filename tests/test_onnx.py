@@ -14,6 +14,7 @@ from tiny import C4, random_image, reference_value, tiny_config
 
 from FasterRCNN.engine import onnx_export, serving_graph
 from FasterRCNN.engine.predictor import build_constant_graph
+from FasterRCNN.engine.serving_resize import Resizing
 from FasterRCNN.modeling.build import build_detector
 from FasterRCNN.structures import Categories
 
@@ -34,9 +35,7 @@ def plain_graph(changes):
         detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
         weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}
     network, _, _ = build_constant_graph(detector, weights, batch_size=1)
-    return serving_graph.build_plain_graph(
-        network, short_edge=96, max_size=128, pad_multiple=detector.pad_multiple
-    )
+    return serving_graph.build_plain_graph(network, Resizing(96, 128), pad_multiple=detector.pad_multiple)
 
 
 @needs_onnx

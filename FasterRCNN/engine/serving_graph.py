@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import tensorflow.compat.v1 as tf
 
 from FasterRCNN.engine.predictor import MIN_SIDE
+from FasterRCNN.engine.serving_resize import Resizing
 
-# OpenCV's bilinear weights of uint8 images are of so many parts.
-WEIGHT_BITS = 11
 # A JPEG's EXIF data are in a segment of 64 kB at most, at the start of the file.
 EXIF_BYTES = 1 << 17
 # Tag 0x0112, of one 16-bit number, in the byte order that the first two letters tell. \C is any byte.
@@ -37,10 +36,12 @@ class ServingGraph:
     outputs: dict[str, tf.Tensor]
 
 
-def build_serving_graph(network: tf.Graph, *, short_edge: int, max_size: int, pad_multiple: int) -> ServingGraph:
+def build_serving_graph(
+    network: tf.Graph, resizing: Resizing, *, pad_multiple: int, inclusive_boxes: bool = False
+) -> ServingGraph:
     """The network, of any batch size, between preparation and the way back to the photos.
 
-    short_edge, max_size, pad_multiple: pixels, as of the Predictor.
+    pad_multiple (pixels), inclusive_boxes: as of the Predictor.
     """
     graph = tf.Graph()
     # The decoder and whole numbers of 32 bits are at home on the host.
@@ -53,14 +54,14 @@ def build_serving_graph(network: tf.Graph, *, short_edge: int, max_size: int, pa
             return tf.cond(is_encoded, lambda: decode_photo(encoded[i]), lambda: images[i])
 
         count = tf.where(is_encoded, tf.size(encoded), tf.shape(images)[0])
-        prepared, resized, photos = prepare_photos(
-            photo, count, short_edge=short_edge, max_size=max_size, multiple=pad_multiple
-        )
-    outputs = _attach(graph, network, prepared, resized, photos)
+        prepared, resized, photos = prepare_photos(photo, count, resizing, pad_multiple)
+    outputs = _attach(graph, network, prepared, resized, photos, inclusive_boxes)
     return ServingGraph(graph, {"images": images, "encoded": encoded}, outputs)
 
 
-def build_plain_graph(network: tf.Graph, *, short_edge: int, max_size: int, pad_multiple: int) -> ServingGraph:
+def build_plain_graph(
+    network: tf.Graph, resizing: Resizing, *, pad_multiple: int, inclusive_boxes: bool = False
+) -> ServingGraph:
     """As `build_serving_graph`, of one photo, without strings, loops and branches: `images`, 1×H×W×3, alone.
 
     network: of one image.
@@ -69,10 +70,10 @@ def build_plain_graph(network: tf.Graph, *, short_edge: int, max_size: int, pad_
     with graph.as_default():
         images = tf.placeholder(tf.uint8, [1, None, None, 3], "images")
         photo = tf.shape(images)[1:3]
-        size = resized_size(photo, short_edge, max_size)
+        size = resizing.new_size(photo)
         missing = _canvas(size, pad_multiple) - size
-        prepared = tf.pad(resize_bilinear(images, size), [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])
-        outputs = _attach(graph, network, prepared, size[None], photo[None])
+        prepared = tf.pad(resizing.resize(images, size), [[0, 0], [0, missing[0]], [0, missing[1]], [0, 0]])
+        outputs = _attach(graph, network, prepared, size[None], photo[None], inclusive_boxes)
     return ServingGraph(graph, {"images": images}, outputs)
 
 
@@ -82,7 +83,12 @@ def _canvas(size: tf.Tensor, multiple: int) -> tf.Tensor:
 
 
 def _attach(
-    graph: tf.Graph, network: tf.Graph, prepared: tf.Tensor, resized: tf.Tensor, photos: tf.Tensor
+    graph: tf.Graph,
+    network: tf.Graph,
+    prepared: tf.Tensor,
+    resized: tf.Tensor,
+    photos: tf.Tensor,
+    inclusive_boxes: bool,
 ) -> dict[str, tf.Tensor]:
     """Adds the network behind the prepared photos, RGB; its outputs, boxes in the photos' pixels."""
     paths = (operation.name for operation in network.get_operations())
@@ -93,26 +99,26 @@ def _attach(
             network.as_graph_def(), inputs, [f"outputs/{name}:0" for name in names], name="network"
         )
         outputs = dict(zip(names, found, strict=True))
-        outputs["boxes"] = boxes_in_photos(outputs["boxes"], resized, photos)
+        outputs["boxes"] = boxes_in_photos(outputs["boxes"], resized, photos, float(inclusive_boxes))
         return {name: tf.identity(output, name) for name, output in outputs.items()}
 
 
 def prepare_photos(
-    photo: Callable[[tf.Tensor], tf.Tensor], count: tf.Tensor, *, short_edge: int, max_size: int, multiple: int
+    photo: Callable[[tf.Tensor], tf.Tensor], count: tf.Tensor, resizing: Resizing, multiple: int
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """The photos photo(0), …, photo(count − 1), uint8 h×w×3 each, resized and padded at the bottom and on the right.
 
-    Returns uint8 B×H×W×3, and int32 B×2 (h, w) of each photo after and before resizing.
+    Returns B×H×W×3 of the type that `resizing` gives, and int32 B×2 (h, w) of each photo after and before resizing.
     """
 
     def write(i: tf.Tensor, resized: tf.TensorArray, sizes: tf.TensorArray) -> tuple:
         image = photo(i)
         before = tf.shape(image)[:2]
-        after = resized_size(before, short_edge, max_size)
-        return i + 1, resized.write(i, resize_bilinear(image, after)), sizes.write(i, tf.stack([after, before]))
+        after = resizing.new_size(before)
+        return i + 1, resized.write(i, resizing.resize(image, after)), sizes.write(i, tf.stack([after, before]))
 
     arrays = (
-        tf.TensorArray(tf.uint8, count, infer_shape=False, element_shape=[None, None, 3]),
+        tf.TensorArray(resizing.dtype, count, infer_shape=False, element_shape=[None, None, 3]),
         tf.TensorArray(tf.int32, count, element_shape=[2, 2]),
     )
     _, images, sizes = tf.while_loop(lambda i, *_: i < count, write, (0, *arrays))
@@ -124,47 +130,8 @@ def prepare_photos(
         missing = canvas - tf.shape(image)[:2]
         return tf.pad(image, [[0, missing[0]], [0, missing[1]], [0, 0]])
 
-    padded = tf.map_fn(pad, tf.range(count), fn_output_signature=tf.TensorSpec([None, None, 3], tf.uint8))
+    padded = tf.map_fn(pad, tf.range(count), fn_output_signature=tf.TensorSpec([None, None, 3], resizing.dtype))
     return padded, sizes[:, 0], sizes[:, 1]
-
-
-def resized_size(size: tf.Tensor, short_edge: int, max_size: int) -> tf.Tensor:
-    """`resized_shape` of imaging/resize.py in the graph: int32 2 (h, w) -> int32 2."""
-    exact = tf.cast(size, tf.float64)
-    scale = tf.minimum(short_edge / tf.reduce_min(exact), max_size / tf.reduce_max(exact))
-    return tf.maximum(1, tf.cast(exact * scale + 0.5, tf.int32))
-
-
-def resize_bilinear(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """cv2.resize with INTER_LINEAR, to the bit: uint8 …×h×w×3, int32 2 (h, w) -> uint8 …×h'×w'×3.
-
-    OpenCV adds along x, then along y, in whole numbers, and drops bits where it does (imgproc/src/resize.cpp, the
-    vectorised `VResizeLinear` of 8 bits).
-    """
-    axis = image.shape.rank - 3
-    left, right, of_left, of_right = _neighbours(tf.shape(image)[axis + 1], size[1])
-    top, bottom, of_top, of_bottom = _neighbours(tf.shape(image)[axis], size[0])
-
-    def along_x(columns: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        return tf.cast(tf.gather(image, columns, axis=axis + 1), tf.int32) * weights[:, None]
-
-    def along_y(rows: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-        return tf.bitwise.right_shift(tf.gather(lines, rows, axis=axis) * weights[:, None, None], 16)
-
-    lines = tf.bitwise.right_shift(along_x(left, of_left) + along_x(right, of_right), 4)
-    total = along_y(top, of_top) + along_y(bottom, of_bottom)
-    return tf.cast(tf.bitwise.right_shift(total + 2, 2), tf.uint8)
-
-
-def _neighbours(old: tf.Tensor, new: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-    """(index before, index after, weight before, weight after), int32 each, of `new` pixels along one axis."""
-    scale = 1.0 / (tf.cast(new, tf.float64) / tf.cast(old, tf.float64))
-    position = tf.cast((tf.cast(tf.range(new), tf.float64) + 0.5) * scale - 0.5, tf.float32)
-    before = tf.floor(position)
-    fraction = position - before
-    weights = (tf.cast(tf.round(part * 2.0**WEIGHT_BITS), tf.int32) for part in (1.0 - fraction, fraction))
-    first = tf.cast(before, tf.int32)
-    return (*(tf.minimum(tf.maximum(index, 0), old - 1) for index in (first, first + 1)), *weights)
 
 
 def decode_photo(data: tf.Tensor) -> tf.Tensor:
@@ -195,9 +162,17 @@ def _is_one_of(value: tf.Tensor, choices: tuple[int, ...]) -> tf.Tensor:
     return tf.reduce_any(tf.equal(value, choices))
 
 
-def boxes_in_photos(boxes: tf.Tensor, resized: tf.Tensor, photos: tf.Tensor) -> tf.Tensor:
-    """Boxes B×D×4 of the resized photos in the pixels of the photos, clipped to them; sizes int32 B×2 (h, w)."""
+def boxes_in_photos(boxes: tf.Tensor, resized: tf.Tensor, photos: tf.Tensor, last_pixel: float = 0.0) -> tf.Tensor:
+    """Boxes B×D×4 of the resized photos in the pixels of the photos, clipped to them; sizes int32 B×2 (h, w).
+
+    last_pixel: of the far corner, so much stays as it is: 1 where boxes scale by their last pixel.
+    """
     factor = tf.cast(tf.cast(photos, tf.float64) / tf.cast(resized, tf.float64), tf.float32)
     corner = tf.cast(photos, tf.float32)
     factor, corner = (tf.tile(value[:, None, ::-1], [1, 1, 2]) for value in (factor, corner))
-    return tf.minimum(tf.maximum(boxes * factor, 0.0), corner)
+    if last_pixel:
+        fixed = tf.constant([0.0, 0.0, last_pixel, last_pixel])
+        scaled = (boxes - fixed) * factor + fixed
+    else:
+        scaled = boxes * factor
+    return tf.minimum(tf.maximum(scaled, 0.0), corner)
