@@ -50,7 +50,6 @@ def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels, 
     ⌊H / h⌋ pixels apart, which is less than the stride where h was rounded up (torchvision's P6).
     """
     per_cell = len(anchor_sizes[0]) * len(anchor_ratios)
-    canvas = tf.shape(levels[0])[1:3] * strides[0]
     output = RPNOutput(per_cell)
     for feature, stride, sizes in zip(levels, strides, anchor_sizes):
         level_extent = extent.at(stride)
@@ -64,7 +63,9 @@ def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels, 
         batch, height, width = tf.unstack(tf.shape(feature)[:3])
         output.objectness.append(tf.reshape(tf.cast(objectness, tf.float32), [batch, -1]))
         output.deltas.append(tf.reshape(tf.cast(deltas, tf.float32), [batch, -1, 4]))
-        steps = tf.unstack(canvas // tf.stack([height, width])) if fit_strides else (stride, stride)
+        steps = None
+        if fit_strides:
+            steps = tf.unstack(tf.shape(levels[0])[1:3] * strides[0] // tf.stack([height, width]))
         output.anchors.append(grid_anchors(height, width, stride, sizes, anchor_ratios, steps=steps,
                                            offset=anchor_offset, rounding=anchor_rounding))
         on_image = tf.repeat(tf.reshape(level_extent.mask((height, width)), [batch, -1]), per_cell, axis=1)

@@ -27,8 +27,10 @@ def grid_anchors(height, width, stride, sizes, ratios, *, steps=None, offset=0.0
     steps: pixels from row to row and from column to column, if not `stride`. rounding: see `cell_anchors`.
     """
     step_y, step_x = steps or (stride, stride)
-    x = tf.cast(tf.range(width) * step_x, tf.float32) + offset * stride
-    y = tf.cast(tf.range(height) * step_y, tf.float32) + offset * stride
+    x = tf.cast(tf.range(width) * step_x, tf.float32)
+    y = tf.cast(tf.range(height) * step_y, tf.float32)
+    if offset:
+        x, y = x + offset * stride, y + offset * stride
     grid_x, grid_y = tf.meshgrid(x, y)
     centres = tf.stack([grid_x, grid_y, grid_x, grid_y], axis=-1)
     return tf.reshape(centres[:, :, None, :] + cell_anchors(sizes, ratios, stride, rounding), [-1, 4])

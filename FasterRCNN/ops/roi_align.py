@@ -19,9 +19,10 @@ def crop_bilinear(maps, boxes, map_index, size):
     limit = tf.cast(tf.shape(maps)[1:3] - 1, tf.float32)
 
     def span(low, high, count, last):
-        cell = (high - low) / tf.cast(count, tf.float32)
+        count = tf.cast(count, tf.float32) if tf.is_tensor(count) else count
+        cell = (high - low) / count
         first = low + cell / 2 - 0.5
-        return first / last, (first + cell * tf.cast(count - 1, tf.float32)) / last
+        return first / last, (first + cell * (count - 1)) / last
 
     top, bottom = span(y1, y2, rows, limit[0])
     left, right = span(x1, x2, columns, limit[1])
