@@ -101,7 +101,7 @@ def main(argv=None):
         raise ValueError(f"{args.out} exists already: give another name, or --overwrite")
     if args.to:
         settings, others = write_for(args.to, args.file, args.out, args.config)
-        print(settings, *(f"DIFFERS   {line}" for line in others), sep="\n")
+        print(settings, *(f"# DIFFERS   {line}" for line in others), sep="\n")
         return 0
 
     is_rgb = None if args.channels is None else args.channels == "rgb"
