@@ -3,6 +3,8 @@ the tables that are tested; values are compared through what layers make of them
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -418,6 +420,12 @@ def test_command(tmp_path, capsys):
     assert convert_weights.main([str(out), str(again)]) == 0
     assert read_config(again) == read_config(out)
     assert read_weights(again).keys() == read_weights(out).keys()
+
+
+def test_command_needs_neither_tensorflow_nor_pytorch():
+    code = "import sys, tools.convert_weights; print({'tensorflow', 'torch'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=FILES.parent.parent, capture_output=True, text=True)
+    assert found.stdout.strip() == "set()", found.stdout + found.stderr
 
 
 def test_command_writes_nothing_that_is_not_whole(tmp_path, capsys):
