@@ -183,7 +183,7 @@ def detectron_c4():
 
 KINDS = {
     "detectron2 FPN": ("detectron2", detectron2_fpn()),
-    "detectron2 Cascade": ("detectron2", detectron2_fpn(cascade=True, masks=False)),
+    "detectron2 Cascade": ("detectron2", detectron2_fpn(cascade=True)),
     "detectron2 agnostic": ("detectron2", detectron2_fpn(agnostic=True, masks=False)),
     "detectron2 C4": ("detectron2", detectron2_c4()),
     "detectron2 ImageNet": ("detectron2", detectron2_backbone("", groups=2, width=4)

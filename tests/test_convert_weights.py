@@ -3,6 +3,8 @@ the tables that are tested; values are compared through what layers make of them
 
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -209,8 +211,8 @@ def test_order_of_colours(kind, name, texts, order):
 
 
 def test_config_of_a_source():
-    def config(kind):
-        found = converted(kind)[1].config
+    def config(kind, texts=()):
+        found = converted(kind, texts)[1].config
         return [found[f"PREPROC.PIXEL_{what}"][0] for what in ("MEAN", "STD")] + [found["BACKBONE.STRIDE_1X1"]]
 
     assert config("detectron2 FPN") == [123.675, 1.0, True]
@@ -218,6 +220,7 @@ def test_config_of_a_source():
     assert config("maskrcnn-benchmark FPN") == [122.7717, 1.0, True]
     assert config("Detectron GN") == [122.7717, 1.0, False]
     assert config("torchvision ImageNet") == [123.675, 58.395, False]
+    assert config("Detectron FPN", {"cfg": "RESNETS:\n  STRIDE_1X1: false\n"}) == [122.7717, 1.0, False]
 
 
 def test_config_that_detectron2_saves_beside_the_weights():
@@ -234,9 +237,9 @@ def test_config_that_detectron2_saves_beside_the_weights():
 @pytest.mark.parametrize("norm_before_relu", [True, False])
 def test_box_head_of_two_layers_with_group_normalisation(norm_before_relu):
     """maskrcnn-benchmark's layer, group normalisation of 32 groups, ReLU; or, as tensorpack's heads, ReLU before it."""
-    shapes = {f"roi_heads.box.feature_extractor.fc{i}.{leaf}": shape for i, given in ((6, 49 * PYRAMID), (7, 64))
-              for leaf, shape in (("0.weight", (64, given)), ("1.weight", (64,)), ("1.bias", (64,)))}
-    arrays = draw(shapes | {f"roi_heads.box.predictor.{name}.weight": (rows * (K + 1), 64)
+    shapes = {f"roi_heads.box.feature_extractor.fc{i}.{leaf}": shape for i, given in ((6, 49 * PYRAMID), (7, 256))
+              for leaf, shape in (("0.weight", (256, given)), ("1.weight", (256,)), ("1.bias", (256,)))}
+    arrays = draw(shapes | {f"roi_heads.box.predictor.{name}.weight": (rows * (K + 1), 256)
                             for name, rows in (("cls_score", 1), ("bbox_pred", 4))})
     file = File(draw_model(KINDS["maskrcnn-benchmark GN"][1], seed=0) | arrays)
     weights = convert(file, SOURCES["maskrcnn-benchmark"]).weights
@@ -249,11 +252,11 @@ def test_box_head_of_two_layers_with_group_normalisation(norm_before_relu):
     for i in (6, 7):
         matrix, gamma, beta = (arrays[f"roi_heads.box.feature_extractor.fc{i}.{leaf}"]
                                for leaf in ("0.weight", "1.weight", "1.bias"))
-        y = relu_if(not norm_before_relu, expected @ matrix.T).reshape(5, 32, 2)
+        y = relu_if(not norm_before_relu, expected @ matrix.T).reshape(5, 32, 8)
         y = (y - y.mean(2, keepdims=True)) / np.sqrt(y.var(2, keepdims=True) + 1e-5)
-        expected = relu_if(norm_before_relu, y.reshape(5, 64) * gamma + beta)
+        expected = relu_if(norm_before_relu, y.reshape(5, 256) * gamma + beta)
     with tf.Graph().as_default(), session() as running:
-        found = two_fc_head(tf.constant(pooled.transpose(0, 2, 3, 1)), fc_dim=64, norm="GN",
+        found = two_fc_head(tf.constant(pooled.transpose(0, 2, 3, 1)), fc_dim=256, norm="GN",
                             norm_before_relu=norm_before_relu)
         names = [variable.op.name for variable in tf.global_variables()]
         assert len(names) == 8
@@ -408,13 +411,21 @@ def test_command(tmp_path, capsys):
         convert_weights.main([str(FILES / "torchvision.pth"), str(out)])
     arguments = ["--overwrite", "--quiet", "--config", "BACKBONE.STRIDE_1X1=True", "--channels", "bgr"]
     assert convert_weights.main([str(FILES / "torchvision.pth"), str(out), *arguments]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 3
+    assert "colours BGR (--channels), epsilon 1e-05 (--epsilon), PREPROC.PIXEL_MEAN=[123.675" in printed
     assert read_config(out)["BACKBONE"]["STRIDE_1X1"] is True
     # What this command has written is tensorpack's format, and carries its config through.
     again = tmp_path / "again.npz"
     assert convert_weights.main([str(out), str(again)]) == 0
     assert read_config(again) == read_config(out)
     assert read_weights(again).keys() == read_weights(out).keys()
+
+
+def test_command_needs_neither_tensorflow_nor_pytorch():
+    code = "import sys, tools.convert_weights; print({'tensorflow', 'torch'} & {*sys.modules})"
+    found = subprocess.run([sys.executable, "-c", code], cwd=FILES.parent.parent, capture_output=True, text=True)
+    assert found.stdout.strip() == "set()", found.stdout + found.stderr
 
 
 def test_command_writes_nothing_that_is_not_whole(tmp_path, capsys):

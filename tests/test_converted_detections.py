@@ -52,7 +52,8 @@ def test_torchvision(tmp_path):
     assert ((corners < 0.5) & (scores < 1e-3) & (masks >= 0.99)).sum() >= 98
 
 
-@pytest.mark.parametrize("kind", ["detectron2 FPN", "detectron2 C4", "maskrcnn-benchmark FPN", "Detectron C4"])
+@pytest.mark.parametrize("kind", ["detectron2 FPN", "detectron2 C4", "detectron2 Cascade", "maskrcnn-benchmark FPN",
+                                  "Detectron C4"])
 def test_programs_written_again(kind, tmp_path):
     """The best 50 detections of random weights, computed by tests/foreign/restated.py with PyTorch."""
     with np.load(FILES / "restated_numbers.npz") as arrays:

@@ -8,10 +8,12 @@ from config import default_config
 
 import numpy as np
 import pytest
+from foreign_names import KINDS, draw_model
 
 from FasterRCNN.engine.class_layers import copy_classes
 from FasterRCNN.engine.npz import save_npz
 from FasterRCNN.engine.weights import read_config, read_weights
+from FasterRCNN.foreign.writers import write_arrays
 from start_weights import model_keys
 from tools import convert_weights
 
@@ -73,24 +75,50 @@ def test_keys_of_a_model(tmp_path):
     assert model_keys(str(path), backbone_only=False) == model_keys("", backbone_only=True) == {}
 
 
-def test_fine_tuning_from_a_converted_model(tmp_path):
+def run(script, *arguments):
+    """Run a command and return what it logged."""
+    done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+TINY_RUN = ["DATA.VAL=[]", "DATA.NUM_WORKERS=0", "TRAIN.LR_SCHEDULE=[1]", "TRAIN.BASE_LR=1e-9", "TRAIN.NUM_GPUS=0",
+            "TRAIN.STEPS_PER_EPOCH=1", "TRAIN.CHECKPOINT_PERIOD=1", "TRAIN.IMS_PER_GPU=8", "PREPROC.MAX_SIZE=128",
+            "PREPROC.TRAIN_SHORT_EDGE_SIZE=[96,96]"]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder in COCO's layout with two drawn images."""
+    base = tmp_path_factory.mktemp("shapes")
+    run("data.py", "--draw", base, "--num-train", 2, "--num-val", 1, "--size", 96)
+    return base
+
+
+def test_a_converted_backbone(base, tmp_path):
+    """An ImageNet ResNet of torchvision's names as BACKBONE.WEIGHTS brings its pixels and its form."""
+    write_arrays(tmp_path / "x.safetensors", draw_model(KINDS["torchvision ImageNet"][1], seed=0))
+    backbone = tmp_path / "backbone.npz"
+    assert convert_weights.main([str(tmp_path / "x.safetensors"), str(backbone), "--quiet"]) == 0
+    logged = run("train.py", "--logdir", tmp_path / "run", "--config", *TINY_RUN, f"DATA.BASEDIR={base}",
+                 f"BACKBONE.WEIGHTS={backbone}", "RPN.HEAD_DIM=8", "MRCNN.HEAD_DIM=8")
+    assert "BACKBONE.CHANNELS=4" in logged and "BACKBONE.RESNET_NUM_BLOCKS=[2,1,1,1]" in logged
+    given, trained = read_weights(backbone), read_weights(tmp_path / "run")
+    assert all(np.allclose(trained[name], value, atol=1e-5) for name, value in given.items())
+
+
+def test_fine_tuning_from_a_converted_model(base, tmp_path):
     """On other classes, two of the same name, in one command: what the model is comes with its weights."""
     model = tmp_path / "model.npz"
     names = "DATA.CLASS_NAMES=[circle,person,box]"
     assert convert_weights.main([str(ROOT / "tests/foreign/torchvision.pth"), str(model), "--config", names]) == 0
-    for script, *arguments in (
-            ("data.py", "--draw", tmp_path, "--num-train", 2, "--num-val", 1, "--size", 96),
-            ("train.py", "--load", model, "--keep-classes", "--logdir", tmp_path / "run", "--config",
-             f"DATA.BASEDIR={tmp_path}", "DATA.VAL=[]", "DATA.NUM_WORKERS=0", "TRAIN.LR_SCHEDULE=[1]",
-             "TRAIN.BASE_LR=1e-9", "TRAIN.STEPS_PER_EPOCH=1", "TRAIN.CHECKPOINT_PERIOD=1", "TRAIN.NUM_GPUS=0",
-             "TRAIN.IMS_PER_GPU=8", "PREPROC.TRAIN_SHORT_EDGE_SIZE=[96,96]", "PREPROC.MAX_SIZE=128")):
-        done = subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-3000:]
-    assert "from the config in" in done.stderr and "MODE_FPN=True" in done.stderr
+    logged = run("train.py", "--load", model, "--keep-classes", "--logdir", tmp_path / "run", "--config", *TINY_RUN,
+                 f"DATA.BASEDIR={base}")
+    assert "from the config in" in logged and "MODE_FPN=True" in logged
     given, tuned, config = read_weights(model), read_weights(tmp_path / "run"), read_config(tmp_path / "run")
     assert config["BACKBONE"]["CHANNELS"] == 2
     labels = config["DATA"]["CLASS_NAMES"]
-    assert f"kept from {model}: circle" in done.stderr
+    assert f"kept from {model}: circle" in logged
     column = 1 + labels.index("circle")
     np.testing.assert_allclose(tuned["fastrcnn/outputs/class/W"][:, column], given["fastrcnn/outputs/class/W"][:, 1],
                                atol=1e-6)

@@ -41,6 +41,7 @@ def convert_file(path, *, source=None, is_rgb=None, epsilon=None, changes=()):
     if told:
         adapted = chosen.adapt
         chosen = dataclasses.replace(chosen, adapt=lambda file: adapted(file) | told)
+    chosen = dataclasses.replace(chosen, **chosen.adapt(file))
     conversion = convert(file, chosen)
     cfg = default_config()
     cfg.update_dict(conversion.config)
@@ -64,6 +65,16 @@ def write_for(program, model, out, changes=()):
     settings = SETTINGS[program](config, str(out))
     write_arrays(out, give(weights, config, program), TARGETS[program].texts)
     return settings, differences(config, program)
+
+
+def _assumed(source, config):
+    """What files of weights do not tell, in a line."""
+    if not source.layers:
+        return "its config is the one that the file carries, or the defaults; --config changes it"
+    mean, std = (config["PREPROC"][f"PIXEL_{what}"] for what in ("MEAN", "STD"))
+    return (f"assumed, as of its published models: colours {'RGB' if source.is_rgb else 'BGR'} (--channels), epsilon "
+            f"{source.epsilon:g} (--epsilon), PREPROC.PIXEL_MEAN={mean} PREPROC.PIXEL_STD={std} "
+            f"BACKBONE.STRIDE_1X1={config['BACKBONE']['STRIDE_1X1']} (--config KEY=VALUE)")
 
 
 def main(argv=None):
@@ -90,7 +101,7 @@ def main(argv=None):
         raise ValueError(f"{args.out} exists already: give another name, or --overwrite")
     if args.to:
         settings, others = write_for(args.to, args.file, args.out, args.config)
-        print(settings, *(f"DIFFERS   {line}" for line in others), sep="\n")
+        print(settings, *(f"# DIFFERS   {line}" for line in others), sep="\n")
         return 0
 
     is_rgb = None if args.channels is None else args.channels == "rgb"
@@ -101,6 +112,7 @@ def main(argv=None):
         if not args.quiet or line.startswith(("MISSING", "REFUSED")):
             print(line)
     print(f"{args.file}: weights of {source.title}; {report.summary()}")
+    print(_assumed(source, conversion.config))
     if not report.is_complete:
         print(f"not written: {args.out} would not give the source's detections", file=sys.stderr)
         return 1

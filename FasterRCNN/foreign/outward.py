@@ -27,13 +27,15 @@ class Target:
     """A program that weights are written for; `source`: what is read of it, whose layout it shares.
 
     layers: (pattern of a layer's name here, its name there, what is added to the pattern's numbers).
-    norm_of(name): the normalisation after a layer, both as named there. adjustable: our keys that it has an option for.
+    norm_of(name): the normalisation after a layer, both as named there; has_groups: it may be one of groups.
+    adjustable: our keys that the program has an option for.
     texts: what stands beside the arrays.
     """
 
     source: str
     layers: tuple[tuple[str, str, tuple[int, ...]], ...]
     norm_of: Callable[[str], str]
+    has_groups: bool = False
     adjustable: tuple[str, ...] = ()
     texts: Mapping[str, str] = field(default_factory=dict)
 
@@ -93,6 +95,7 @@ TARGETS = {target.source: target for target in (
             (r"maskrcnn/conv", "roi_heads.mask_head.predictor", ()),
         ),
         norm_of=lambda name: f"{name}.norm",
+        has_groups=True,
         adjustable=("RPN.ANCHOR_OFFSET", "RPN.MIN_SIZE", "ROIALIGN.SAMPLES", "ROIALIGN.ALIGNED",
                     "BACKBONE.STRIDE_1X1"),
         texts={"__author__": "FasterRCNN"},
@@ -111,7 +114,7 @@ def give(weights: Mapping[str, np.ndarray], config: Mapping[str, Any], program: 
     for name, value in weights.items():
         scope, leaf = _scope(name)
         layer = _layer(scope, target, is_fpn=config["MODE_FPN"], is_deep_rpn="rpn/conv1/W" in weights)
-        if layer is None or (target.norm_of is _torchvision_norm and "/gn" in name):
+        if layer is None or ("/gn" in name and not target.has_groups):
             homeless.append(name)
         elif leaf not in ("W", "b"):
             given[f"{target.norm_of(layer)}.{_LEAVES[leaf]}"] = value

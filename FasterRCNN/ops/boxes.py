@@ -31,8 +31,10 @@ def clip_boxes(boxes, image_size, *, keep_pixel=False):
     """
     height_width = tf.cast(image_size, tf.float32)
     limit = tf.stack([height_width[:, 1], height_width[:, 0]] * 2, axis=-1)[:, None]
-    kept = tf.constant([1.0, 1.0, 0.0, 0.0] if keep_pixel else [0.0] * 4)
-    return tf.minimum(tf.maximum(boxes, kept[::-1]), limit - kept)
+    least = 0.0
+    if keep_pixel:
+        least, limit = tf.constant([0.0, 0.0, 1.0, 1.0]), limit - tf.constant([1.0, 1.0, 0.0, 0.0])
+    return tf.minimum(tf.maximum(boxes, least), limit)
 
 
 def encode_boxes(boxes, anchors):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the files of this folder, once: tiny models and odd tensors as PyTorch and torchvision write them.
+"""Writes the files of this folder, once: tiny models and odd tensors as PyTorch and torchvision write them, and what
+torchvision, and the programs of restated.py, detect.
 
     python tests/foreign/make_files.py
 
@@ -159,11 +160,12 @@ class Detectron2Names:
         return "proposal_generator.rpn_head." + {
             "conv": "conv", "class": "objectness_logits", "box": "anchor_deltas"}[which]
 
-    def fc(self, number):
-        return f"roi_heads.box_head.fc{number - 5}"
+    def fc(self, number, stage):
+        return f"roi_heads.box_head.{'' if stage is None else f'{stage}.'}fc{number - 5}"
 
-    def head(self, which):
-        return "roi_heads.box_predictor." + {"class": "cls_score", "box": "bbox_pred"}[which]
+    def head(self, which, stage):
+        last = {"class": "cls_score", "box": "bbox_pred"}[which]
+        return f"roi_heads.box_predictor.{'' if stage is None else f'{stage}.'}{last}"
 
     def mask(self, which):
         return "roi_heads.mask_head." + {"deconv": "deconv", "last": "predictor"}.get(which, f"mask_fcn{which}")
@@ -189,10 +191,10 @@ class BenchmarkNames(Detectron2Names):
     def rpn(self, which):
         return "rpn.head." + {"conv": "conv", "class": "cls_logits", "box": "bbox_pred"}[which]
 
-    def fc(self, number):
+    def fc(self, number, stage):
         return f"roi_heads.box.feature_extractor.fc{number}"
 
-    def head(self, which):
+    def head(self, which, stage):
         return "roi_heads.box.predictor." + {"class": "cls_score", "box": "bbox_pred"}[which]
 
     def mask(self, which):
@@ -216,7 +218,7 @@ class DetectronNames:
     def rpn(self, which):
         return {"conv": "conv_rpn", "class": "rpn_cls_logits", "box": "rpn_bbox_pred"}[which]
 
-    def head(self, which):
+    def head(self, which, stage):
         return {"class": "cls_score", "box": "bbox_pred"}[which]
 
     def mask(self, which):
@@ -229,6 +231,7 @@ CAFFE2 = D2 | {"plus": 1, "mean": (102.9801, 115.9465, 122.7717), "aligned": Fal
                "epsilon": 0.0, "smallest": -1}
 RESTATED = {
     "detectron2 FPN": ("detectron2", Rules(Detectron2Names(True), True, **D2)),
+    "detectron2 Cascade": ("detectron2", Rules(Detectron2Names(True), True, **D2, stages=(10.0, 20.0, 30.0))),
     "detectron2 C4": ("detectron2", Rules(Detectron2Names(False), False, **D2)),
     "maskrcnn-benchmark FPN": (
         "maskrcnn-benchmark", Rules(BenchmarkNames(True), True, **CAFFE2 | {"samples": 2})),
@@ -242,11 +245,10 @@ def restated_numbers():
     arrays = {"photo": image}
     for kind, (way, rules) in RESTATED.items():
         weights = draw_model(KINDS[kind][1], seed=1)
-        found, changed = run(weights, rules, image, BLOCKS, way=way, short=SHORT, longest=LONGEST, spread=True)
-        again, _ = run(weights | changed, rules, image, BLOCKS, way=way, short=SHORT, longest=LONGEST)
-        print(kind, len(again["scores"]), again["scores"][[0, 10, -1]], np.ptp(again["boxes"], 0), found.keys())
+        _, changed = run(weights, rules, image, BLOCKS, way=way, short=SHORT, longest=LONGEST, spread=True)
+        found, _ = run(weights | changed, rules, image, BLOCKS, way=way, short=SHORT, longest=LONGEST)
         arrays |= {f"{kind}/weights/{name}": value for name, value in changed.items()}
-        arrays |= {f"{kind}/{name}": value[:MOST] for name, value in again.items()}
+        arrays |= {f"{kind}/{name}": value[:MOST] for name, value in found.items()}
     return arrays
 
 
@@ -260,7 +262,6 @@ def main():
     torch.save(state, HERE / "torchvision.pth")
     with torch.no_grad():
         arrays = {name: value.numpy() for name, value in numbers(model).items()} | detections(model, image)
-    print(arrays["found_scores"])
     np.savez_compressed(HERE / "torchvision_numbers.npz", **arrays)
     checkpoint = {"model": odd_tensors(), "epoch": 3, "optimizer": {"state": {0: {"momentum": torch.ones(2)}}}}
     torch.save(checkpoint, HERE / "odd.pth")

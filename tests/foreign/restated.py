@@ -30,6 +30,7 @@ class Rules:
     samples: int  # of ROIAlign; 0: adaptive
     background_first: bool
     smallest: float  # proposals' sides must exceed it
+    stages: tuple = (10.0,)  # of the box heads in a row, the first of its deltas' weights; the last two are half of it
 
 
 class Model:
@@ -177,21 +178,30 @@ class Model:
 
     # ------------------------------------------------------------------------------------------------------ heads
 
-    def roi_features(self, levels, boxes, blocks):
+    def roi_features(self, levels, boxes, blocks, stage):
         names = self.rules.names
         if not self.rules.is_fpn:
             return self.group(self.pool(levels, boxes, 14), 3, blocks[3]).mean((2, 3))
-        x = F.relu(self.layer(names.fc(6), self.pool(levels, boxes, 7)))
-        return F.relu(self.layer(names.fc(7), x))
+        x = F.relu(self.layer(names.fc(6, stage), self.pool(levels, boxes, 7)))
+        return F.relu(self.layer(names.fc(7, stage), x))
+
+    def box_heads(self, levels, boxes, size, blocks):
+        """(scores P×rows, boxes P×rows or 1×4) of the row of heads, each on the boxes of the one before."""
+        names, scores = self.rules.names, []
+        for stage, weight in enumerate(self.rules.stages):
+            stage = stage if len(self.rules.stages) > 1 else None
+            x = self.roi_features(levels, boxes, blocks, stage)
+            scores.append(self.output(names.head("class", stage), x, 2.0).softmax(1))
+            deltas = self.output(names.head("box", stage), x, 1.0).reshape(len(x), -1, 4)
+            decoded = self.clip(self.decode(boxes, deltas, (weight, weight, weight / 2, weight / 2)), size)
+            boxes = decoded[:, 0]
+        return sum(scores) / len(scores), decoded
 
     def detect(self, image, size, blocks):
         """(boxes, scores, labels 1..K, mask probabilities) in the pixels of the resized image, in own coordinates."""
         levels, names, rules = self.features(image, blocks), self.rules.names, self.rules
         proposals = self.proposals(levels, size)
-        x = self.roi_features(levels, proposals, blocks)
-        scores = self.output(names.head("class"), x, 2.0).softmax(1)
-        deltas = self.output(names.head("box"), x, 1.0).reshape(len(x), -1, 4)
-        boxes = self.clip(self.decode(proposals, deltas, (10.0, 10.0, 5.0, 5.0)), size)
+        scores, boxes = self.box_heads(levels, proposals, size, blocks)
         found = []
         first = 1 if rules.background_first else 0
         for row in range(first, first + scores.shape[1] - 1):

@@ -4,6 +4,8 @@ Names after its modeling/ResNet.py, FPN.py, rpn_heads.py, fast_rcnn_heads.py and
 normalisations are a scale and a shift.
 """
 
+import re
+
 from FasterRCNN.foreign.sources.base import File, Source
 
 _IGNORED = (
@@ -34,10 +36,13 @@ def _adapt(file: File) -> dict:
 
 
 def _config(file: File, keys, source) -> dict:
+    # A trained model's file holds the YAML of its run beside the blobs.
+    told = re.search(r"\bSTRIDE_1X1: (true|false)\b", file.texts.get("cfg", ""), re.IGNORECASE)
     is_resnext, is_published_anew = keys.get("BACKBONE.NUM_GROUPS", 1) > 1, _is_of_detectron2(file)
     return {"PREPROC.PIXEL_MEAN": [123.675, 116.28, 103.53] if is_published_anew else [122.7717, 115.9465, 102.9801],
             "PREPROC.PIXEL_STD": [58.395, 57.12, 57.375] if is_published_anew and is_resnext else [1.0, 1.0, 1.0],
-            "BACKBONE.STRIDE_1X1": not is_resnext and keys["BACKBONE.NORM"] != "GN"}
+            "BACKBONE.STRIDE_1X1": told[1].lower() == "true" if told else (
+                not is_resnext and keys["BACKBONE.NORM"] != "GN")}
 
 
 SOURCE = Source(
