@@ -68,6 +68,11 @@ def export_model(
     predictor, cfg = load_predictor(load_path, overrides, config_file)
     if onnx and cfg.TEST.PRECISION != "fp32":
         raise ValueError(f"TEST.PRECISION is {cfg.TEST.PRECISION}: ONNX is written in fp32 only")
+    if onnx and cfg.ROIALIGN.SAMPLES == 0:
+        raise ValueError(
+            "ROIALIGN.SAMPLES is 0, as many samples as a bin spans cells: ONNX needs their number. Write a SavedModel "
+            "or frozen graph, or set ROIALIGN.SAMPLES=2, which moves detections a little"
+        )
     if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
         raise ValueError(
             "an exported model looks at each photo once: leave test-time augmentation out, with --config "

@@ -326,11 +326,15 @@ def test_the_command_writes_all_it_is_asked_for(tiny, tmp_path, capsys):
         command.export_model(weights, saved_model=str(saved))
 
 
-def test_onnx_is_of_full_precision(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change, words", [
+    ("TEST.PRECISION=bf16", "TEST.PRECISION is bf16: ONNX is written in fp32 only"),
+    ("ROIALIGN.SAMPLES=0", "ROIALIGN.SAMPLES is 0, .*: ONNX needs their number"),
+])
+def test_what_onnx_cannot_be_written_of(tiny, tmp_path, monkeypatch, change, words):
     monkeypatch.setattr("FasterRCNN.engine.onnx_export.PACKAGES", ())
     save_npz(tmp_path / "model.npz", tiny.weights, tiny.cfg.to_dict())
-    with pytest.raises(ValueError, match="TEST.PRECISION is bf16: ONNX is written in fp32 only"):
-        command.export_model(tmp_path / "model.npz", overrides=["TEST.PRECISION=bf16"], onnx=str(tmp_path / "a.onnx"))
+    with pytest.raises(ValueError, match=words):
+        command.export_model(tmp_path / "model.npz", overrides=[change], onnx=str(tmp_path / "a.onnx"))
 
 
 def test_a_run_of_its_own():
