@@ -99,8 +99,8 @@ def export_model(
         with kept_if_good(target) as place:
             write(graph, place, predictor.categories)
             with opened(place) as run:
-                tolerance = TOLERANCES[cfg.TEST.PRECISION]
-                print(check_export(run, predictor, check_photos, tolerance=tolerance, **options))
+                tolerance, alone = TOLERANCES[cfg.TEST.PRECISION], cfg.RPN.FIT_STRIDES
+                print(check_export(run, predictor, check_photos, tolerance=tolerance, alone=alone, **options))
         print(f"written: {target}\n")
 
     with predictor:

@@ -155,7 +155,7 @@ def test_the_precision_that_is_asked_for(tiny, saved_model, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"PREPROC.RESIZE": "float", "PREPROC.SIZE_ROUNDING": "floor", "ROIALIGN.ALIGNED": False},
+    {"PREPROC.RESIZE": "float", "PREPROC.SIZE_ROUNDING": "floor", "ROIALIGN.ALIGNED": False, "RPN.FIT_STRIDES": True},
     {"PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "short", "ROIALIGN.INCLUSIVE": True},
 ], ids=["torchvision", "maskrcnn-benchmark"])
 def test_conventions_of_other_programs(tiny, tmp_path, changes):
@@ -163,7 +163,8 @@ def test_conventions_of_other_programs(tiny, tmp_path, changes):
     export.write_saved_model(serving_of(cfg, tiny.weights), tmp_path / "model", CATEGORIES)
     with build_predictor(cfg, tiny.weights) as predictor, export.open_saved_model(tmp_path / "model") as run:
         photos = [CheckPhoto(str(i), photo, encode(photo)) for i, photo in enumerate(PHOTOS[:2])]
-        print(export_check.check_export(run, predictor, photos, tolerance=export_check.TOLERANCES["fp32"]))
+        tolerance = export_check.TOLERANCES["fp32"]
+        export_check.check_export(run, predictor, photos, tolerance=tolerance, alone=cfg.RPN.FIT_STRIDES)
 
 
 def test_the_frozen_graph(serving, expected, tmp_path):
@@ -275,6 +276,19 @@ def test_a_table_tells_the_differences(predictor, saved_model, photos):
         table = export_check.check_export(run, predictor, photos, tolerance=export_check.TOLERANCES["fp32"])
     heading, _, *rows = [line.split() for line in table.splitlines()]
     assert heading[:2] == ["photo", "detections"] and [row[0] for row in rows] == ["0.png", "1.png", "allowed"]
+
+
+@pytest.mark.parametrize("alone, most", [(False, 2), (True, 1)])
+def test_bytes_go_in_beside_those_of_the_next_photo(predictor, saved_model, photos, alone, most):
+    def noted(**inputs):
+        counts.extend(len(value) for name, value in inputs.items() if name == "encoded")
+        return run(**inputs)
+
+    counts = []
+    with export.open_saved_model(saved_model) as run:
+        export_check.check_export(
+            noted, predictor, photos, tolerance=export_check.TOLERANCES["fp32"], alone=alone)
+    assert counts == [most] * len(photos)
 
 
 def test_photos_without_detections_are_told():
