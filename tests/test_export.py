@@ -164,7 +164,8 @@ def test_conventions_of_other_programs(tiny, tmp_path, changes):
     with build_predictor(cfg, tiny.weights) as predictor, export.open_saved_model(tmp_path / "model") as run:
         photos = [CheckPhoto(str(i), photo, encode(photo)) for i, photo in enumerate(PHOTOS[:2])]
         tolerance = export_check.TOLERANCES["fp32"]
-        export_check.check_export(run, predictor, photos, tolerance=tolerance, alone=cfg.RPN.FIT_STRIDES)
+        table = export_check.check_export(run, predictor, photos, tolerance=tolerance, alone=cfg.RPN.FIT_STRIDES)
+    assert "finds nothing" not in table
 
 
 def test_the_frozen_graph(serving, expected, tmp_path):
