@@ -32,7 +32,7 @@ demo-extras export-extras:
 	$(VENV)/bin/python -m pip install --disable-pip-version-check --only-binary=:all: \
 	    --requirement requirements-$(@:-extras=).txt --constraint constraints.txt
 
-test: lint horovod  ## lint and tests
+test: lint horovod export-extras  ## lint and tests, those of Horovod and ONNX too
 	$(VENV)/bin/python -m pytest tests
 
 lint: setup  ## ruff

@@ -20,12 +20,15 @@ from inference import load_predictor
 from media import expand_inputs
 
 if TYPE_CHECKING:
+    from config import Config
+
     from FasterRCNN.engine.export_check import CheckPhoto
     from FasterRCNN.engine.serving_graph import ServingGraph
 
 __all__ = ["add_export_arguments", "export_model"]
 
 DRAWN_SIZES = ((480, 360), (300, 480), (480, 480))  # (h, w) of the photos drawn for the check
+MOST_PHOTOS = 16  # for the check
 JPEG_START = b"\xff\xd8"
 
 
@@ -66,13 +69,7 @@ def export_model(
         onnx_export.check_packages()
     check_photos = read_photos(photos)
     predictor, cfg = load_predictor(load_path, overrides, config_file)
-    if onnx and cfg.TEST.PRECISION != "fp32":
-        raise ValueError(f"TEST.PRECISION is {cfg.TEST.PRECISION}: ONNX is written in fp32 only")
-    if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
-        raise ValueError(
-            "an exported model looks at each photo once: leave test-time augmentation out, with --config "
-            "TEST.AUGMENT_SCALES=[] TEST.AUGMENT_FLIPS=[]"
-        )
+    check_config(cfg, for_onnx=bool(onnx))
     detector, weights = build_detector(cfg), read_weights(load_path)
     resizing = Resizing(
         cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING
@@ -94,8 +91,8 @@ def export_model(
         with kept_if_good(target) as place:
             write(graph, place, predictor.categories)
             with opened(place) as run:
-                tolerance = TOLERANCES[cfg.TEST.PRECISION]
-                print(check_export(run, predictor, check_photos, tolerance=tolerance, **options))
+                tolerance, alone = TOLERANCES[cfg.TEST.PRECISION], cfg.RPN.FIT_STRIDES
+                print(check_export(run, predictor, check_photos, tolerance=tolerance, alone=alone, **options))
         print(f"written: {target}\n")
 
     with predictor:
@@ -111,12 +108,31 @@ def export_model(
     return 0
 
 
+def check_config(cfg: Config, *, for_onnx: bool) -> None:
+    """ValueError for what an exported model, or one in ONNX, cannot do."""
+    if for_onnx and cfg.TEST.PRECISION != "fp32":
+        raise ValueError(f"TEST.PRECISION is {cfg.TEST.PRECISION}: ONNX is written in fp32 only")
+    if for_onnx and cfg.ROIALIGN.SAMPLES == 0:
+        raise ValueError(
+            "ROIALIGN.SAMPLES is 0, as many samples as a bin spans cells: ONNX needs their number. Write a SavedModel "
+            "or frozen graph, or set ROIALIGN.SAMPLES=2, which moves detections a little"
+        )
+    if cfg.TEST.AUGMENT_SCALES or cfg.TEST.AUGMENT_FLIPS:
+        raise ValueError(
+            "an exported model looks at each photo once: leave test-time augmentation out, with --config "
+            "TEST.AUGMENT_SCALES=[] TEST.AUGMENT_FLIPS=[]"
+        )
+
+
 def read_photos(inputs: Sequence[str]) -> list[CheckPhoto]:
     """The photos that are named, or drawn pictures. JPEGs keep their files' bytes, the rest becomes PNG."""
     from FasterRCNN.engine.export_check import CheckPhoto
 
     if inputs:
         files = expand_inputs(inputs)
+        if len(files) > MOST_PHOTOS:
+            print(f"the export is compared on the first {MOST_PHOTOS} of {len(files)} photos")
+        files = files[:MOST_PHOTOS]
         photos = [(Path(file).name, read_image(file), Path(file).read_bytes()) for file in files]
     else:
         photos = [(f"drawn {picture.shape[1]}×{picture.shape[0]}", picture, b"") for picture in draw_pictures()]

@@ -343,6 +343,7 @@ def make_evaluation(
         evaluation = Evaluation(metrics={}, pictures={})
         with build_predictor(cfg, weights, **placement) as predictor:
             for prefix, dataset in zip(metric_prefixes(val_sets), val_sets):
+                note("evaluating")
                 metrics = evaluate_model(
                     predictor,
                     dataset,

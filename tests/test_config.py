@@ -118,6 +118,7 @@ def test_values_typed_on_the_command_line(arg, expected):
         ("BACKBONE.FREEZE_AT=3", "must be one of 0, 1, 2"),
         ("RPN.FG_RATIO=0", "RPN.FG_RATIO=0.0: must be above 0 and at most 1"),
         ("TRAIN.IMS_PER_GPU=0", "must be at least 1"),
+        ("TRAIN.STALL_TIMEOUT=5", "must be 0 or at least 20"),
         ("TRAIN.MOMENTUM=1", "at least 0 and below 1"),
         ("MODE_FPN", "KEY=VALUE"),
         ("FPN=1", "FPN is a group of keys and takes no value; its keys are FPN.ANCHOR_STRIDES, "),

@@ -155,7 +155,7 @@ def test_the_precision_that_is_asked_for(tiny, saved_model, tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"PREPROC.RESIZE": "float", "PREPROC.SIZE_ROUNDING": "floor", "ROIALIGN.ALIGNED": False},
+    {"PREPROC.RESIZE": "float", "PREPROC.SIZE_ROUNDING": "floor", "ROIALIGN.ALIGNED": False, "RPN.FIT_STRIDES": True},
     {"PREPROC.RESIZE": "pillow", "PREPROC.SIZE_ROUNDING": "short", "ROIALIGN.INCLUSIVE": True},
 ], ids=["torchvision", "maskrcnn-benchmark"])
 def test_conventions_of_other_programs(tiny, tmp_path, changes):
@@ -163,7 +163,9 @@ def test_conventions_of_other_programs(tiny, tmp_path, changes):
     export.write_saved_model(serving_of(cfg, tiny.weights), tmp_path / "model", CATEGORIES)
     with build_predictor(cfg, tiny.weights) as predictor, export.open_saved_model(tmp_path / "model") as run:
         photos = [CheckPhoto(str(i), photo, encode(photo)) for i, photo in enumerate(PHOTOS[:2])]
-        print(export_check.check_export(run, predictor, photos, tolerance=export_check.TOLERANCES["fp32"]))
+        tolerance = export_check.TOLERANCES["fp32"]
+        table = export_check.check_export(run, predictor, photos, tolerance=tolerance, alone=cfg.RPN.FIT_STRIDES)
+    assert "finds nothing" not in table
 
 
 def test_the_frozen_graph(serving, expected, tmp_path):
@@ -277,6 +279,19 @@ def test_a_table_tells_the_differences(predictor, saved_model, photos):
     assert heading[:2] == ["photo", "detections"] and [row[0] for row in rows] == ["0.png", "1.png", "allowed"]
 
 
+@pytest.mark.parametrize("alone, most", [(False, 2), (True, 1)])
+def test_bytes_go_in_beside_those_of_the_next_photo(predictor, saved_model, photos, alone, most):
+    def noted(**inputs):
+        counts.extend(len(value) for name, value in inputs.items() if name == "encoded")
+        return run(**inputs)
+
+    counts = []
+    with export.open_saved_model(saved_model) as run:
+        export_check.check_export(
+            noted, predictor, photos, tolerance=export_check.TOLERANCES["fp32"], alone=alone)
+    assert counts == [most] * len(photos)
+
+
 def test_photos_without_detections_are_told():
     outputs = {"boxes": np.zeros([2, 1, 4]), "scores": np.zeros([2, 1]), "labels": np.zeros([2, 1], int)}
     outputs["num_detections"] = np.zeros(2, int)
@@ -326,11 +341,15 @@ def test_the_command_writes_all_it_is_asked_for(tiny, tmp_path, capsys):
         command.export_model(weights, saved_model=str(saved))
 
 
-def test_onnx_is_of_full_precision(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("change, words", [
+    ("TEST.PRECISION=bf16", "TEST.PRECISION is bf16: ONNX is written in fp32 only"),
+    ("ROIALIGN.SAMPLES=0", "ROIALIGN.SAMPLES is 0, .*: ONNX needs their number"),
+])
+def test_what_onnx_cannot_be_written_of(tiny, tmp_path, monkeypatch, change, words):
     monkeypatch.setattr("FasterRCNN.engine.onnx_export.PACKAGES", ())
     save_npz(tmp_path / "model.npz", tiny.weights, tiny.cfg.to_dict())
-    with pytest.raises(ValueError, match="TEST.PRECISION is bf16: ONNX is written in fp32 only"):
-        command.export_model(tmp_path / "model.npz", overrides=["TEST.PRECISION=bf16"], onnx=str(tmp_path / "a.onnx"))
+    with pytest.raises(ValueError, match=words):
+        command.export_model(tmp_path / "model.npz", overrides=[change], onnx=str(tmp_path / "a.onnx"))
 
 
 def test_a_run_of_its_own():

@@ -152,6 +152,26 @@ def test_the_chief_that_does_not_answer_is_named(monkeypatch):
     heart.stop()
 
 
+BLOCKED_LOG = """
+import logging, threading
+from FasterRCNN.engine import stall
+
+class BlockedDisk(logging.Handler):
+    def emit(self, record):
+        threading.Event().wait()
+
+stall.SECONDS_TO_LOG = 0.5
+logging.basicConfig()
+logging.getLogger().addHandler(BlockedDisk())
+stall._end_process("stalled")
+"""
+
+
+def test_a_log_on_a_blocked_disk_does_not_keep_a_process():
+    done = subprocess.run([sys.executable, "-c", BLOCKED_LOG], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == stall.EXIT_STATUS and "error: stalled" in done.stderr
+
+
 def test_an_exchange_that_was_given_up_names_who_is_silent(monkeypatch, caplog):
     monkeypatch.setattr(stall.StallWatch, "silent_peers", lambda watch: "rank 1 on b has not answered for 30 s")
     with pytest.raises(tf.errors.UnknownError), watch_for_stalls(Processes(), timeout=600):

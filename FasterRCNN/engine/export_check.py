@@ -62,11 +62,13 @@ def check_export(
     *,
     tolerance: Differences,
     takes_encoded: bool = True,
+    alone: bool = False,
 ) -> str:
     """A table of the most that differs between an export and the predictor, for each photo.
 
     run(images=…) gets each photo with its mirror image, run(encoded=…), if it takes that, the photo's bytes with those
-    of the next photo. Raises ValueError, with the table, beyond `tolerance`.
+    of the next photo; or `alone`, for models whose detections depend on the size of the batch. Raises ValueError, with
+    the table, beyond `tolerance`.
     """
     rows, is_good = [], True
     for photo, following in zip(photos, [*photos[1:], photos[0]]):
@@ -78,7 +80,8 @@ def check_export(
             )
         )
         if takes_encoded:
-            pairs.append((split_batch(run(encoded=[photo.encoded, following.encoded]))[0], expected))
+            beside = [] if alone else [following.encoded]
+            pairs.append((split_batch(run(encoded=[photo.encoded, *beside]))[0], expected))
         found = np.max([astuple(compare(*pair)) for pair in pairs], axis=0)
         is_good &= Differences(*found).is_within(tolerance)
         rows.append((photo.name, len(expected["scores"]), int(found[0]), *found[1:]))

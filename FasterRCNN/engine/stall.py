@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_BEATS = 1.0
 SILENT_SECONDS = 10.0  # after which a process counts as not answering
 EXIT_STATUS = 3
+SECONDS_TO_LOG = 10.0  # why a process ends
 MOST_BYTES = 4096  # of a beat
 # What a process does that is more than words for a message.
 TRAINING, WAITING, FINISHED = "training", "waiting for the others", "finished"
@@ -201,7 +202,7 @@ class StallWatch:
             if not secrets.compare_digest(token, self.token):
                 return
             beat = Beat(**fields)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return  # not of a process of this job
         self._inbox.send_multipart([sender, b""])
         now, before = self._clock(), self._heard.get(beat.rank)
@@ -284,6 +285,8 @@ def own_address() -> str:
 
 
 def _end_process(message: str) -> None:
+    # The disk of the log may be what is blocked, and the main thread hold the lock of its handler.
+    threading.Timer(SECONDS_TO_LOG, os._exit, [EXIT_STATUS]).start()
     logger.error("error: %s", message)
     logging.shutdown()
     os._exit(EXIT_STATUS)

@@ -158,7 +158,8 @@ class _Steps:
         ]
         final = self._detector.select_detections(*self.candidates, image_size)
         self.final = [final.boxes, final.scores, final.labels, final.count]
-        outputs = dict(zip(("boxes", "scores", "labels", "num_detections"), self.final))
+        outputs = {"boxes": final.boxes, "scores": final.scores, "labels": tf.cast(final.labels, tf.int32),
+                   "num_detections": tf.cast(final.count, tf.int32)}
         if self._detector.mask_head:
             self.boxes_and_labels = [
                 tf.placeholder_with_default(part, part.shape) for part in (final.boxes, final.labels)

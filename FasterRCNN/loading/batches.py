@@ -31,7 +31,6 @@ def train_inputs(with_masks: bool) -> tuple[str, ...]:
     return tuple(name for name in TRAIN_INPUTS if with_masks or name != "gt_masks")
 
 
-
 class BatchOrder:
     """Which images make up each step's batch, a function of (seed, step) alone.
 
