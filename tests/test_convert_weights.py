@@ -114,6 +114,18 @@ def test_scale_and_shift_of_caffe2():
     np.testing.assert_allclose(shift, arrays["res2_1_branch2b_bn_b"], rtol=1e-6)
 
 
+def test_statistics_of_microsofts_resnets_as_detectron2_has_them():
+    arrays, conversion = converted("detectron2 MSRA")
+    kernel, shift = ours_scale_shift(conversion.weights, "conv0")
+    gamma, beta, mean, variance = (arrays[f"res_conv1_bn_{leaf}"].astype(np.float64)
+                                   for leaf in ("gamma", "beta", "running_mean", "running_var"))
+    scale = gamma / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(kernel, np.einsum("oihw,o->hwio", arrays["conv1_w"], scale), rtol=1e-6)
+    np.testing.assert_allclose(shift, beta - mean * scale, rtol=1e-5, atol=1e-6)
+    assert conversion.config["PREPROC.PIXEL_MEAN"] == [123.675, 116.28, 103.53]
+    assert conversion.config["BACKBONE.STRIDE_1X1"]
+
+
 def test_statistics_smaller_than_our_epsilon():
     arrays = draw(KINDS["maskrcnn-benchmark FPN"][1])
     arrays["backbone.body.stem.bn1.running_var"] = np.array([1e-9, 1e-6, 1e-5, 1], np.float32)

@@ -1,7 +1,8 @@
 """Detectron (Caffe2): Faster and Mask R-CNN, C4 and FPN, and the ImageNet ResNets of Microsoft and Caffe2.
 
 Names after its modeling/ResNet.py, FPN.py, rpn_heads.py, fast_rcnn_heads.py and mask_rcnn_heads.py. Its batch
-normalisations are a scale and a shift.
+normalisations are a scale and a shift. Microsoft's ResNets as detectron2 publishes them keep these names, and have the
+statistics besides, under names of its checkpoint/c2_model_loading.py.
 """
 
 import re
@@ -18,7 +19,7 @@ _BLOCK = r"(?:_\[mask\]_)?res(\d)_(\d+)"
 
 def _is_of_detectron2(file: File) -> bool:
     """Whether detectron2 has published the file, which keeps the names of these ImageNet models."""
-    return "__author__" in file.texts
+    return "__author__" in file.texts or file.has(r".*_bn_running_var")
 
 
 def conventions_of_caffe2(is_fpn: bool) -> dict:
@@ -47,7 +48,8 @@ def _config(file: File, keys, source) -> dict:
 
 SOURCE = Source(
     name="detectron", title="Detectron (Caffe2)", marks=(r"conv1_w", r"res2_0_branch2a_w"), separator="_",
-    variables={"w": "weight", "s": "weight", "b": "bias", "rm": "mean", "riv": "variance"},
+    variables={"w": "weight", "s": "weight", "b": "bias", "rm": "mean", "riv": "variance",
+               "gamma": "weight", "beta": "bias", "running_mean": "mean", "running_var": "variance"},
     norms=(("_bn", "affine"), ("_gn", "group")),
     layers=(
         (r"(?:res_)?conv1", "conv0", ()),
