@@ -20,7 +20,8 @@ def read_npz(path: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarr
         # np.load would also open a lone array or a pickle; this is what it opens an .npz with.
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files if wanted(name)}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    # RuntimeError: an encrypted file, or packed in a way that zipfile has not.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or no .npz file of plain arrays ({error}): "
                          "copy or download it again") from None
 
