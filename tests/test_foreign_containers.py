@@ -86,11 +86,14 @@ def array_of_python_2(array):
             + b"(K\x01" + shape + dtype + b"\x89" + text_of_python_2(array.tobytes()) + b"tb")
 
 
+CONFIG = b"MODEL: {}\nRESNETS: {STRIDE_1X1: false}\n" + b"# as long as a real one\n" * 20
+
+
 def detectron_pickle(arrays):
     """The file that Detectron writes: protocol 2 of Python 2."""
     items = b"".join(text_of_python_2(name.encode()) + array_of_python_2(value) for name, value in arrays.items())
     return b"\x80\x02}(" + text_of_python_2(b"blobs") + b"}(" + items + b"u" + text_of_python_2(b"cfg") \
-        + text_of_python_2(b"MODEL: {}") + b"u."
+        + text_of_python_2(CONFIG) + b"u."
 
 
 def test_pickles_of_python_2(tmp_path):
@@ -100,7 +103,7 @@ def test_pickles_of_python_2(tmp_path):
     loaded = pickle.loads(content, encoding="latin1")  # that the bytes above are right
     np.testing.assert_array_equal(loaded["blobs"]["conv1_w"], arrays["conv1_w"])
     read = read_contents(write(tmp_path / "model.pkl", content))
-    assert read.texts == {"cfg": "MODEL: {}"}
+    assert read.texts == {"cfg": CONFIG.decode()}
     for name, value in arrays.items():
         np.testing.assert_array_equal(read.arrays[name], value)
 

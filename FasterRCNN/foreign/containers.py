@@ -95,7 +95,9 @@ def _weights(saved: Any) -> Contents:
     """The weights in what a program saved: themselves, or under one of the keys in use, module after module."""
     holder = _holder(saved)
     arrays = {str(name): value.to_array() for name, value in holder.items() if hasattr(value, "to_array")}
-    texts = {key: value for key, value in saved.items() if isinstance(value, str)}
+    # Python 2's longer texts are told from bytes by nothing; Detectron's config is one.
+    texts = {key: value.decode("latin-1") if isinstance(value, bytes) else value
+             for key, value in saved.items() if isinstance(value, (str, bytes))}
     # A model that was trained on several devices is called `module` of what spreads it over them.
     prefix = min((re.match(r"(module\.)*", name)[0] for name in arrays), key=len)
     return Contents({name.removeprefix(prefix): value for name, value in arrays.items()}, texts)
