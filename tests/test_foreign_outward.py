@@ -137,6 +137,7 @@ def test_settings_of_detectron2():
         settings = yaml.safe_load(detectron2_settings(full_config(changes), "x.pkl"))
         held = settings["MODEL"]
         assert held["WEIGHTS"] == "x.pkl" and held["RESNETS"]["DEPTH"] == depth and held["ROI_HEADS"]["NAME"] == head
+        assert held["RESNETS"]["RES2_OUT_CHANNELS"] == 16 and held["RPN"]["CONV_DIMS"] == [8 if changes else 1024]
         assert held["ROI_HEADS"]["NUM_CLASSES"] == K and held["PIXEL_MEAN"] == [103.53, 116.28, 123.675]
     with pytest.raises(ValueError, match="detectron2 has R50, R101 and R152"):
         detectron2_settings(full_config({"BACKBONE.RESNET_NUM_BLOCKS": [1, 1, 1, 1]}), "x.pkl")

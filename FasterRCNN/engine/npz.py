@@ -35,9 +35,12 @@ def read_npz_config(path: str | os.PathLike) -> dict | None:
 def parse_config(text: str | bytes, source: str | os.PathLike) -> dict:
     """The config that is stored as JSON in the file `source`; ValueError when it is none."""
     try:
-        return json.loads(text)
-    except ValueError as error:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: its {CONFIG_NAME} is no JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{source}: its {CONFIG_NAME} is a {type(config).__name__}, not keys and values")
+    return config
 
 
 def save_npz(path: str | os.PathLike, weights: Mapping[str, np.ndarray], config: Mapping | None = None) -> None:

@@ -42,6 +42,7 @@ def _detectron2_body(config: Config) -> dict[str, Any]:
         "PIXEL_MEAN": config["PREPROC.PIXEL_MEAN"][::-1], "PIXEL_STD": config["PREPROC.PIXEL_STD"][::-1],
         "BACKBONE": {"NAME": f"build_resnet{'_fpn' if is_fpn else ''}_backbone"},
         "RESNETS": {
+            "STEM_OUT_CHANNELS": config["BACKBONE.CHANNELS"], "RES2_OUT_CHANNELS": 4 * config["BACKBONE.CHANNELS"],
             "DEPTH": _DEPTHS[blocks], "NORM": _NORMS[config["BACKBONE.NORM"]], "NUM_GROUPS": groups,
             "WIDTH_PER_GROUP": config["BACKBONE.WIDTH_PER_GROUP"] or config["BACKBONE.CHANNELS"] // groups,
             "STRIDE_IN_1X1": config["BACKBONE.STRIDE_1X1"],
@@ -51,7 +52,7 @@ def _detectron2_body(config: Config) -> dict[str, Any]:
         "ANCHOR_GENERATOR": {"SIZES": [[size] for size in sizes] if is_fpn else [sizes],
                              "ASPECT_RATIOS": [config["RPN.ANCHOR_RATIOS"]], "OFFSET": config["RPN.ANCHOR_OFFSET"]},
         "PROPOSAL_GENERATOR": {"MIN_SIZE": config["RPN.MIN_SIZE"]},
-        "RPN": {"CONV_DIMS": [-1] * config["RPN.NUM_CONVS"],
+        "RPN": {"CONV_DIMS": [config["FPN.NUM_CHANNEL" if is_fpn else "RPN.HEAD_DIM"]] * config["RPN.NUM_CONVS"],
                 "IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"] if is_fpn else ["res4"]},
     }
 

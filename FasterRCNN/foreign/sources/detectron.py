@@ -38,12 +38,15 @@ def _adapt(file: File) -> dict:
 
 def _config(file: File, keys, source) -> dict:
     # A trained model's file holds the YAML of its run beside the blobs.
-    told = re.search(r"\bSTRIDE_1X1: (true|false)\b", file.texts.get("cfg", ""), re.IGNORECASE)
+    of_run = file.texts.get("cfg", "")
+    told = re.search(r"\bSTRIDE_1X1: (true|false)\b", of_run, re.IGNORECASE)
+    # So does its utils/net.py with files of before that key.
+    weights = {"FRCNN.BBOX_REG_WEIGHTS": [1.0] * 4} if of_run and "BBOX_REG_WEIGHTS" not in of_run else {}
     is_resnext, is_published_anew = keys.get("BACKBONE.NUM_GROUPS", 1) > 1, _is_of_detectron2(file)
     return {"PREPROC.PIXEL_MEAN": [123.675, 116.28, 103.53] if is_published_anew else [122.7717, 115.9465, 102.9801],
             "PREPROC.PIXEL_STD": [58.395, 57.12, 57.375] if is_published_anew and is_resnext else [1.0, 1.0, 1.0],
             "BACKBONE.STRIDE_1X1": told[1].lower() == "true" if told else (
-                not is_resnext and keys["BACKBONE.NORM"] != "GN")}
+                not is_resnext and keys["BACKBONE.NORM"] != "GN"), **weights}
 
 
 SOURCE = Source(
