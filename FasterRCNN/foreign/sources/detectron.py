@@ -11,7 +11,8 @@ from FasterRCNN.foreign.sources.base import File, Source
 
 _IGNORED = (
     (r"(fc1000|pred)_[wb]", "ImageNet's classifier"),
-    (r"conv1_b", "Detectron does not read it: its first convolution has no bias"),
+    # Of the ImageNet ResNets; a model that was trained from one of them keeps in its file what it did not read.
+    (r"(conv1|(_\[mask\]_)?res\d_\d+_branch(1|2[abc]))_b", "Detectron does not read it: its convolutions have no bias"),
     (r"lr|weight_order", "the state of a training run"),
 )
 _BLOCK = r"(?:_\[mask\]_)?res(\d)_(\d+)"
