@@ -184,6 +184,15 @@ def test_safetensors(tmp_path):
     assert (arrays["d"], arrays["e"].tolist(), arrays["f"].shape) == (7, [True], (0, 2))
 
 
+@pytest.mark.parametrize("name", ["w\nfilled    conv0/W", "w\x1b[2J", "w" * 300])
+def test_names_that_no_variable_has(tmp_path, name):
+    """They are printed in the report, a line for each."""
+    path = write(tmp_path / "x.safetensors", safetensors({name: ("F32", np.ones(2, np.float32))}))
+    assert "is no name of a variable" in refusal(path)
+    np.savez(tmp_path / "x.npz", **{name.replace("/", "."): np.ones(2)})
+    assert "is no name of a variable" in refusal(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("spans", [([0, 8], [4, 12]), ([0, 4], [8, 12]), ([4, 12],)])
 def test_safetensors_that_overlap_or_leave_gaps(tmp_path, spans):
     text = json.dumps({f"w{i}": {"dtype": "F32", "shape": [(last - first) // 4], "data_offsets": [first, last]}

@@ -29,7 +29,7 @@ from FasterRCNN.foreign.safetensors_file import read_safetensors
 _PLACES = ("model", "state_dict", "blobs", "model_state", "model_state_dict", "params", "net", "weights", "ema")
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError, IndexError, TypeError,
            AttributeError, OverflowError, MemoryError, RuntimeError)
-_LONGEST_REASON = 200
+_LONGEST_REASON = _LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,18 @@ def read_contents(path: str | os.PathLike) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a .pth, .pkl, .safetensors or .npz file")
     try:
-        if not _is_npz(path):
-            return _read(path)
+        contents = None if _is_npz(path) else _read(path)
     except RefusedError as refused:
         raise ValueError(f"{path} is not read: {_line(refused)}. Nothing of it was run; weights need only arrays, as "
                          "`torch.save(model.state_dict(), path)` writes them") from None
     except _DAMAGE as damage:
         raise ValueError(f"{path} is damaged, truncated or no file of weights ({_line(damage)}): "
                          "copy or download it again") from None
-    return Contents(read_npz(path, wanted=lambda name: True))
+    contents = contents or Contents(read_npz(path, wanted=lambda name: True))
+    for name in contents.arrays:
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ValueError(f"{path} is not read: {name[:60]!r} is no name of a variable")
+    return contents
 
 
 def _line(error: Exception) -> str:
