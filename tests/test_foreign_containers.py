@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from FasterRCNN.engine import npz
 from FasterRCNN.foreign.containers import read_contents
 
 FILES = Path(__file__).parent / "foreign"
@@ -199,6 +200,13 @@ def test_safetensors_that_overlap_or_leave_gaps(tmp_path, spans):
                        for i, (first, last) in enumerate(spans)}).encode()
     content = struct.pack("<Q", len(text)) + text + bytes(12)
     assert "overlap" in refusal(write(tmp_path / "x.safetensors", content))
+
+
+def test_an_archive_that_unpacks_to_more_than_any_model(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", w=np.zeros(10**6, np.float32))
+    assert read_contents(tmp_path / "x.npz").arrays["w"].shape == (10**6,)
+    monkeypatch.setattr(npz, "_MOST_BYTES", 10**6)
+    assert "would unpack to 0.0 GB" in refusal(tmp_path / "x.npz")
 
 
 def test_an_encrypted_archive(tmp_path):

@@ -13,12 +13,18 @@ import numpy as np
 
 CONFIG_NAME = "config_json"
 
+# What no model comes near, however well it packs: bytes, and times the size of its file.
+_MOST_BYTES, _MOST_TIMES = 1 << 30, 100
+
 
 def read_npz(path: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     """The arrays of the names that are wanted; ValueError in one line for a damaged file or one of another kind."""
     try:
         # np.load would also open a lone array or a pickle; this is what it opens an .npz with.
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+            size = sum(member.file_size for member in arrays.zip.infolist())
+            if size > max(_MOST_BYTES, _MOST_TIMES * os.path.getsize(path)):
+                raise ValueError(f"it would unpack to {size / 1e9:.1f} GB")
             return {name: arrays[name] for name in arrays.files if wanted(name)}
     # RuntimeError: an encrypted file, or packed in a way that zipfile has not.
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, MemoryError) as error:
