@@ -11,6 +11,9 @@ Config = Mapping[str, Any]  # our keys with dots
 
 _DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _TORCHVISION_BODIES = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
+# What the models that its functions build have, with no argument for it.
+_TORCHVISION_WIDTHS = {"BACKBONE.CHANNELS": 64, "FPN.NUM_CHANNEL": 256, "FPN.FRCNN_FC_HEAD_DIM": 1024,
+                       "MRCNN.HEAD_DIM": 256}
 _NORMS = {"FreezeBN": "FrozenBN", "SyncBN": "FrozenBN", "GN": "GN", "None": ""}
 
 
@@ -86,6 +89,9 @@ def _detectron2_heads(config: Config) -> dict[str, Any]:
 def torchvision_settings(config: Config, weights: str) -> str:
     """The lines of Python that build torchvision's model and load the weights of the file at the given path."""
     kind = "MaskRCNN" if config["MODE_MASK"] else "FasterRCNN"
+    for key, width in _TORCHVISION_WIDTHS.items():
+        if config[key] != width and (config["MODE_MASK"] or not key.startswith("MRCNN.")):
+            raise ValueError(f"{key}={config[key]}: torchvision's models have {width}")
     lines = [
         f"from torchvision.models.detection import {kind}",
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
@@ -130,7 +136,8 @@ def _torchvision_options(config: Config) -> dict[str, Any]:
         "rpn_post_nms_top_n_test": config["RPN.TEST_PER_LEVEL_NMS_TOPK"],
         "rpn_nms_thresh": config["RPN.PROPOSAL_NMS_THRESH"],
         "box_score_thresh": config["TEST.RESULT_SCORE_THRESH"], "box_nms_thresh": config["TEST.FRCNN_NMS_THRESH"],
-        "box_detections_per_img": config["TEST.RESULTS_PER_IM"]}
+        "box_detections_per_img": config["TEST.RESULTS_PER_IM"],
+        "bbox_reg_weights": tuple(config["FRCNN.BBOX_REG_WEIGHTS"])}
     if config["RPN.NUM_CONVS"] > 1:
         ratios = len(config["RPN.ANCHOR_RATIOS"])
         options["rpn_head"] = f"RPNHead({channels}, {ratios}, conv_depth={config['RPN.NUM_CONVS']})"
