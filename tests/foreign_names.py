@@ -141,14 +141,20 @@ def maskrcnn_benchmark_c4():
     return torch_backbone("backbone.body.", stem="stem.", last=head) | with_bias(layers)
 
 
-def detectron_backbone(norm="bn", **options):
+def unread_biases(blobs):
+    """What Detectron reads nothing of, but keeps: the biases of the ResNets that its models start from."""
+    return {f"{name.removesuffix('_w')}_b": shape[:1] for name, shape in blobs.items()
+            if name == "conv1_w" or "_branch" in name and name.endswith("_w")}
+
+
+def detectron_backbone(norm="bn", norm_leaves=("s", "b"), **options):
     def name(group, block, which):
         return "conv1" if group is None else f"res{group + 2}_{block}_branch{['1', '2a', '2b', '2c'][which]}"
 
     shapes = {}
     for layer, shape in resnet(name, **options).items():
         scope = "res_conv1_bn" if (layer, norm) == ("conv1", "bn") else f"{layer}_{norm}"
-        shapes |= {f"{layer}_w": shape, f"{scope}_s": shape[:1], f"{scope}_b": shape[:1]}
+        shapes |= {f"{layer}_w": shape, **{f"{scope}_{leaf}": shape[:1] for leaf in norm_leaves}}
     return shapes
 
 
@@ -192,9 +198,12 @@ KINDS = {
     "maskrcnn-benchmark FPN": ("maskrcnn-benchmark", maskrcnn_benchmark_fpn()),
     "maskrcnn-benchmark C4": ("maskrcnn-benchmark", maskrcnn_benchmark_c4()),
     "maskrcnn-benchmark GN": ("maskrcnn-benchmark", maskrcnn_benchmark_gn()),
-    "Detectron FPN": ("detectron", detectron_fpn()),
+    "Detectron FPN": ("detectron", detectron_fpn() | unread_biases(detectron_fpn())),
     "Detectron GN": ("detectron", detectron_fpn("gn", head_norm=True)),
     "Detectron C4": ("detectron", detectron_c4()),
-    "Detectron ImageNet": ("detectron", detectron_backbone() | {"conv1_b": (CHANNELS,), "fc1000_w": (10, 128)}),
+    "Detectron ImageNet": ("detectron", detectron_backbone() | unread_biases(detectron_backbone())
+                           | {"fc1000_w": (10, 128)}),
+    "detectron2 MSRA": ("detectron", detectron_backbone(
+        norm_leaves=("gamma", "beta", "running_mean", "running_var")) | {"fc1000_w": (10, 128), "fc1000_b": (10,)}),
     "torchvision ImageNet": ("torchvision-imagenet", torch_backbone("") | {"fc.weight": (10, 128), "fc.bias": (10,)}),
 }

@@ -114,6 +114,18 @@ def test_scale_and_shift_of_caffe2():
     np.testing.assert_allclose(shift, arrays["res2_1_branch2b_bn_b"], rtol=1e-6)
 
 
+def test_statistics_of_microsofts_resnets_as_detectron2_has_them():
+    arrays, conversion = converted("detectron2 MSRA")
+    kernel, shift = ours_scale_shift(conversion.weights, "conv0")
+    gamma, beta, mean, variance = (arrays[f"res_conv1_bn_{leaf}"].astype(np.float64)
+                                   for leaf in ("gamma", "beta", "running_mean", "running_var"))
+    scale = gamma / np.sqrt(variance + 1e-5)
+    np.testing.assert_allclose(kernel, np.einsum("oihw,o->hwio", arrays["conv1_w"], scale), rtol=1e-6)
+    np.testing.assert_allclose(shift, beta - mean * scale, rtol=1e-5, atol=1e-6)
+    assert conversion.config["PREPROC.PIXEL_MEAN"] == [123.675, 116.28, 103.53]
+    assert conversion.config["BACKBONE.STRIDE_1X1"]
+
+
 def test_statistics_smaller_than_our_epsilon():
     arrays = draw(KINDS["maskrcnn-benchmark FPN"][1])
     arrays["backbone.body.stem.bn1.running_var"] = np.array([1e-9, 1e-6, 1e-5, 1], np.float32)
@@ -223,6 +235,13 @@ def test_config_of_a_source():
     assert config("Detectron FPN", {"cfg": "RESNETS:\n  STRIDE_1X1: false\n"}) == [122.7717, 1.0, False]
 
 
+def test_files_of_detectron_before_its_weights_of_deltas():
+    key = "FRCNN.BBOX_REG_WEIGHTS"
+    assert converted("Detectron FPN", {"cfg": "MODEL: {NUM_CLASSES: 81}\n"})[1].config[key] == [1.0] * 4
+    assert key not in converted("Detectron FPN", {"cfg": "MODEL: {BBOX_REG_WEIGHTS: [10.0, 10.0, 5.0, 5.0]}"})[1].config
+    assert key not in converted("Detectron FPN")[1].config
+
+
 def test_config_that_detectron2_saves_beside_the_weights():
     shapes = KINDS["detectron2 FPN"][1]
     mean = {"pixel_mean": np.float32([[[120.5]], [[110.5]], [[100.5]]]), "pixel_std": np.float32([[[3]], [[2]], [[1]]])}
@@ -291,6 +310,14 @@ def test_what_is_missing_or_not_understood_is_named():
     assert set(report.refused) == {"roi_heads.box.feature_extractor.fc8.weight",
                                    "roi_heads.mask.predictor.mask_fcn_logits.bias"}
     assert any(line.startswith("MISSING   fpn/lateral_1x1_c3/b") for line in report.lines())
+
+
+def test_a_number_in_the_place_of_an_array():
+    arrays = draw(KINDS["detectron2 FPN"][1])
+    arrays["roi_heads.box_predictor.cls_score.bias"] = np.float32(1)
+    report = convert(File(arrays), SOURCES["detectron2"]).report
+    assert "a single number" in report.refused["roi_heads.box_predictor.cls_score.bias"]
+    assert "fastrcnn/outputs/class/b" in report.missing
 
 
 def test_a_normalisation_that_is_not_whole():
@@ -442,6 +469,14 @@ def test_command_writes_nothing_that_is_not_whole(tmp_path, capsys):
     assert "MISSING   rpn/conv0/b" in captured.out
     assert "not written" in captured.err
     assert not (tmp_path / "x.npz").exists()
+
+
+def test_a_file_whose_config_is_none(tmp_path):
+    arrays = draw(file_shapes(R50, C4, tiny_width(C4)))
+    for text, word in ((b"[1]", "list"), (b"{", "no JSON")):
+        np.savez(tmp_path / "x.npz", config_json=np.frombuffer(text, np.uint8), **arrays)
+        with pytest.raises(ValueError, match=f"its config_json .*{word}"):
+            convert_weights.main([str(tmp_path / "x.npz"), str(tmp_path / "y.npz")])
 
 
 def test_tensorpack_file(tmp_path):

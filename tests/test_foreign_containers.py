@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from FasterRCNN.engine import npz
 from FasterRCNN.foreign.containers import read_contents
 
 FILES = Path(__file__).parent / "foreign"
@@ -86,11 +87,14 @@ def array_of_python_2(array):
             + b"(K\x01" + shape + dtype + b"\x89" + text_of_python_2(array.tobytes()) + b"tb")
 
 
+CONFIG = b"MODEL: {}\nRESNETS: {STRIDE_1X1: false}\n" + b"# as long as a real one\n" * 20
+
+
 def detectron_pickle(arrays):
     """The file that Detectron writes: protocol 2 of Python 2."""
     items = b"".join(text_of_python_2(name.encode()) + array_of_python_2(value) for name, value in arrays.items())
     return b"\x80\x02}(" + text_of_python_2(b"blobs") + b"}(" + items + b"u" + text_of_python_2(b"cfg") \
-        + text_of_python_2(b"MODEL: {}") + b"u."
+        + text_of_python_2(CONFIG) + b"u."
 
 
 def test_pickles_of_python_2(tmp_path):
@@ -100,7 +104,7 @@ def test_pickles_of_python_2(tmp_path):
     loaded = pickle.loads(content, encoding="latin1")  # that the bytes above are right
     np.testing.assert_array_equal(loaded["blobs"]["conv1_w"], arrays["conv1_w"])
     read = read_contents(write(tmp_path / "model.pkl", content))
-    assert read.texts == {"cfg": "MODEL: {}"}
+    assert read.texts == {"cfg": CONFIG.decode()}
     for name, value in arrays.items():
         np.testing.assert_array_equal(read.arrays[name], value)
 
@@ -126,6 +130,10 @@ def test_anything_but_arrays_is_refused_by_name(tmp_path, capsys, danger, name, 
     assert capsys.readouterr().out == ""
 
 
+# A tuple of twice a tuple of twice a tuple ...: a few bytes, but nobody could write it out or hash it.
+ENDLESS = b"K\x01" + b"2\x86" * 99
+
+
 @pytest.mark.parametrize("content, word", [
     (b"\x80\x02cposix\nsystem\nU\x04true\x85R.", "posix.system"),
     (b"\x80\x02(U\x04trueiposix\nsystem\n.", "INST"),
@@ -136,6 +144,13 @@ def test_anything_but_arrays_is_refused_by_name(tmp_path, capsys, danger, name, 
     (b"\x80\x02K\x01.", "int"),
     (b"\x80\x02}.", "no weights"),
     (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x0f.", "damaged"),
+    (b"\x80\x02}(" + ENDLESS + b"K\x01u.", "no weights"),
+    (b"\x80\x02ccollections\nOrderedDict\n](](" + ENDLESS + b"K\x01ee\x85R.", "no weights"),
+    (b"\x80\x04\x8f(" + ENDLESS + b"\x90.", "not weights by name"),
+    (b"\x80\x04" + ENDLESS + b"\x8c\x01a\x93.", "called 'a' of a tuple"),
+    (b"\x80\x02" + ENDLESS + b")R.", "a call of a tuple"),
+    (b"\x80\x02cnumpy\ndtype\n" + ENDLESS + b"\x85R.", "the type a tuple"),
+    (b"\x80\x04\x8c\x05a\x1b[2J\x8c\x01b\x93.", "asks for a?[2J.b"),
     (b"", "empty"),
     (b"hello, this is no pickle", "damaged"),
 ])
@@ -168,6 +183,39 @@ def test_safetensors(tmp_path):
     np.testing.assert_array_equal(arrays["b"], values)
     np.testing.assert_array_equal(arrays["c"], values)
     assert (arrays["d"], arrays["e"].tolist(), arrays["f"].shape) == (7, [True], (0, 2))
+
+
+@pytest.mark.parametrize("name", ["w\nfilled    conv0/W", "w\x1b[2J", "w" * 300])
+def test_names_that_no_variable_has(tmp_path, name):
+    """They are printed in the report, a line for each."""
+    path = write(tmp_path / "x.safetensors", safetensors({name: ("F32", np.ones(2, np.float32))}))
+    assert "is no name of a variable" in refusal(path)
+    np.savez(tmp_path / "x.npz", **{name.replace("/", "."): np.ones(2)})
+    assert "is no name of a variable" in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("spans", [([0, 8], [4, 12]), ([0, 4], [8, 12]), ([4, 12],)])
+def test_safetensors_that_overlap_or_leave_gaps(tmp_path, spans):
+    text = json.dumps({f"w{i}": {"dtype": "F32", "shape": [(last - first) // 4], "data_offsets": [first, last]}
+                       for i, (first, last) in enumerate(spans)}).encode()
+    content = struct.pack("<Q", len(text)) + text + bytes(12)
+    assert "overlap" in refusal(write(tmp_path / "x.safetensors", content))
+
+
+def test_an_archive_that_unpacks_to_more_than_any_model(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "x.npz", w=np.zeros(10**6, np.float32))
+    assert read_contents(tmp_path / "x.npz").arrays["w"].shape == (10**6,)
+    monkeypatch.setattr(npz, "_MOST_BYTES", 10**6)
+    assert "would unpack to 0.0 GB" in refusal(tmp_path / "x.npz")
+
+
+def test_an_encrypted_archive(tmp_path):
+    np.savez(tmp_path / "x.npz", w=np.ones(3))
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    message = refusal(write(tmp_path / "y.npz", bytes(content)))
+    assert "encrypted" in message and message.count("damaged") == 1
 
 
 def test_npz(tmp_path):
@@ -220,6 +268,8 @@ def test_archives_by_hand(tmp_path):
     (tensor_pickle((2,), (-1,)), "strides"),
     (tensor_pickle((2, 2), (1,)), "strides"),
     (tensor_pickle((2**30, 2**30), (0, 0)), "beyond its storage"),
+    (tensor_pickle((2**23,), (0,)), "beyond its storage"),
+    (b"\x80\x02" + ENDLESS + b"Q.", "an unknown sort, a tuple"),
     (tensor_pickle((1,), (1,), storage=b"ctorch\nQInt8Storage\n"), "torch.QInt8Storage"),
     (b"\x80\x02ctorch.storage\n_load_from_bytes\n.", "torch.storage._load_from_bytes"),
     (b"\x80\x02ctorchvision.models.resnet\nResNet\n.", "torchvision.models.resnet.ResNet"),
@@ -231,6 +281,9 @@ def test_archives_that_lie(tmp_path, pickled, word):
 def test_archives_of_another_kind(tmp_path):
     assert "compressed" in refusal(archive(tmp_path / "x.pth", tensor_pickle((1,), (1,)), b"\x00" * 10**5,
                                            zipfile.ZIP_DEFLATED))
+    with zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("x/data.pkl", b"\x80\x02" + b"K\x010" * 10**5 + b"K\x01.")
+    assert "data.pkl is compressed" in refusal(tmp_path / "w.pth")
     assert "16" in refusal(archive(tmp_path / "y.pth", tensor_pickle((4,), (1,)), b"\x00" * 12))
     with zipfile.ZipFile(tmp_path / "z.pth", "w") as file:
         file.writestr("readme.txt", "no weights")

@@ -137,21 +137,27 @@ def test_settings_of_detectron2():
         settings = yaml.safe_load(detectron2_settings(full_config(changes), "x.pkl"))
         held = settings["MODEL"]
         assert held["WEIGHTS"] == "x.pkl" and held["RESNETS"]["DEPTH"] == depth and held["ROI_HEADS"]["NAME"] == head
+        assert held["RESNETS"]["RES2_OUT_CHANNELS"] == 16 and held["RPN"]["CONV_DIMS"] == [8 if changes else 1024]
         assert held["ROI_HEADS"]["NUM_CLASSES"] == K and held["PIXEL_MEAN"] == [103.53, 116.28, 123.675]
     with pytest.raises(ValueError, match="detectron2 has R50, R101 and R152"):
         detectron2_settings(full_config({"BACKBONE.RESNET_NUM_BLOCKS": [1, 1, 1, 1]}), "x.pkl")
 
 
 def test_settings_of_torchvision():
-    plain = {**FPN, "BACKBONE.CHANNELS": 64}
+    plain = {**FPN, "BACKBONE.CHANNELS": 64, "FPN.NUM_CHANNEL": 256, "FPN.FRCNN_FC_HEAD_DIM": 1024,
+             "MRCNN.HEAD_DIM": 256}
     text = torchvision_settings(full_config(plain), "x.safetensors")
     compile(text, "settings", "exec")
     assert "backbone_name='resnet50'" in text and "num_classes=4," in text and "load_file('x.safetensors')" in text
+    assert "bbox_reg_weights=(10.0, 10.0, 5.0, 5.0)," in text
     assert "AnchorGenerator([[32], [64], [128], [256], [512]], [[0.5, 1.0, 2.0]," in text
     text = torchvision_settings(full_config({
         **plain, "RPN.NUM_CONVS": 2, "FPN.FRCNN_HEAD_FUNC": "fastrcnn_4conv1fc_head", "MODE_MASK": False}), "x.pkl")
     compile(text, "settings", "exec")
-    assert "RPNHead(8, 3, conv_depth=2)" in text and "FastRCNNConvFCHead((8, 7, 7), [8, 8, 8, 8], [16])" in text
+    assert "RPNHead(256, 3, conv_depth=2)" in text
+    assert "FastRCNNConvFCHead((256, 7, 7), [8, 8, 8, 8], [1024])" in text
+    with pytest.raises(ValueError, match=r"FPN.NUM_CHANNEL=8: torchvision's models have 256"):
+        torchvision_settings(full_config({**plain, "FPN.NUM_CHANNEL": 8}), "x.pkl")
     with pytest.raises(ValueError, match="torchvision has resnet50"):
         torchvision_settings(full_config({**plain, "BACKBONE.NUM_GROUPS": 2}), "x.pkl")
 

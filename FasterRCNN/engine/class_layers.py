@@ -32,7 +32,7 @@ def copy_classes(
             continue
         layer, leaf = name.split("/")[-2:]
         background = layer != "conv"
-        if value.shape[-1] % (len(given) + background):
+        if value.shape[-1] != (len(given) + background) * (4 if layer == "box" else 1):
             raise ValueError(f"{name} has {value.shape[-1]} outputs, which are not those of {len(given)} classes")
         rows = value.reshape(*value.shape[:-1], len(given) + background, -1)
         shape = (*rows.shape[:-2], len(wanted) + background, rows.shape[-1])

@@ -13,14 +13,21 @@ import numpy as np
 
 CONFIG_NAME = "config_json"
 
+# What no model comes near, however well it packs: bytes, and times the size of its file.
+_MOST_BYTES, _MOST_TIMES = 1 << 30, 100
+
 
 def read_npz(path: Path, *, wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     """The arrays of the names that are wanted; ValueError in one line for a damaged file or one of another kind."""
     try:
         # np.load would also open a lone array or a pickle; this is what it opens an .npz with.
         with open(path, "rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
+            size = sum(member.file_size for member in arrays.zip.infolist())
+            if size > max(_MOST_BYTES, _MOST_TIMES * os.path.getsize(path)):
+                raise ValueError(f"it would unpack to {size / 1e9:.1f} GB")
             return {name: arrays[name] for name in arrays.files if wanted(name)}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    # RuntimeError: an encrypted file, or packed in a way that zipfile has not.
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise ValueError(f"{path} is damaged or no .npz file of plain arrays ({error}): "
                          "copy or download it again") from None
 
@@ -34,9 +41,12 @@ def read_npz_config(path: str | os.PathLike) -> dict | None:
 def parse_config(text: str | bytes, source: str | os.PathLike) -> dict:
     """The config that is stored as JSON in the file `source`; ValueError when it is none."""
     try:
-        return json.loads(text)
-    except ValueError as error:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: its {CONFIG_NAME} is no JSON ({error})") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{source}: its {CONFIG_NAME} is a {type(config).__name__}, not keys and values")
+    return config
 
 
 def save_npz(path: str | os.PathLike, weights: Mapping[str, np.ndarray], config: Mapping | None = None) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
-from FasterRCNN.foreign.pickles import Ignored, RefusedError, Stateful
+from FasterRCNN.foreign.pickles import Ignored, RefusedError, Stateful, mapping, shown
 
 _PLAIN_TYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248]|bool|u?int(8|16|32|64)|float(16|32|64))")
 
@@ -18,7 +17,7 @@ class _DType(Stateful):
 
     def __init__(self, name: str, *_: Any) -> None:
         if not isinstance(name, str) or not _PLAIN_TYPE.fullmatch(name):
-            raise RefusedError(f"the file asks for arrays of the type {name!r}: only numbers are read")
+            raise RefusedError(f"the file asks for arrays of the type {shown(name)}: only numbers are read")
         self.dtype = np.dtype(name)
 
     def set_state(self, state: tuple) -> None:
@@ -62,7 +61,7 @@ def _scalar(dtype: _DType, data: bytes | str) -> Any:
 def _encode(text: str, encoding: str) -> bytes:
     """What Python 3 writes for bytes where the pickle's version has none."""
     if encoding not in ("latin1", "latin-1"):
-        raise RefusedError(f"the file asks for the encoding {encoding!r}")
+        raise RefusedError(f"the file asks for the encoding {shown(encoding)}")
     return text.encode("latin-1")
 
 
@@ -77,8 +76,8 @@ PLAIN_FUNCTIONS: dict[str, Any] = {
     "numpy.ndarray": _in_memory,  # mostly an argument of _reconstruct
     "numpy.dtype": _DType,
     "_codecs.encode": _encode,
-    "collections.OrderedDict": OrderedDict,
-    **_under(("builtins", "__builtin__"), {"set": lambda items=(): set(items), "bytearray": Ignored, "dict": Ignored}),
+    "collections.OrderedDict": mapping,
+    **_under(("builtins", "__builtin__"), dict.fromkeys(("set", "frozenset", "bytearray", "dict"), Ignored)),
     **dict.fromkeys(("argparse.Namespace", "collections.Counter", "collections.defaultdict"), Ignored),
     **_under(("pathlib", "pathlib._local"), dict.fromkeys(("PosixPath", "WindowsPath", "Path"), Ignored)),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -27,7 +28,8 @@ from FasterRCNN.foreign.safetensors_file import read_safetensors
 # Where programs put the weights among what else they save, the likeliest first.
 _PLACES = ("model", "state_dict", "blobs", "model_state", "model_state_dict", "params", "net", "weights", "ema")
 _DAMAGE = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, KeyError, IndexError, TypeError,
-           AttributeError, OverflowError, MemoryError, NotImplementedError, RecursionError)
+           AttributeError, OverflowError, MemoryError, RuntimeError)
+_LONGEST_REASON = _LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)
@@ -48,14 +50,24 @@ def read_contents(path: str | os.PathLike) -> Contents:
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}: give a .pth, .pkl, .safetensors or .npz file")
     try:
-        return Contents(read_npz(path, wanted=lambda name: True)) if _is_npz(path) else _read(path)
+        contents = None if _is_npz(path) else _read(path)
     except RefusedError as refused:
-        raise ValueError(f"{path} is not read: {refused}. Nothing of it was run; weights need only arrays, as "
+        raise ValueError(f"{path} is not read: {_line(refused)}. Nothing of it was run; weights need only arrays, as "
                          "`torch.save(model.state_dict(), path)` writes them") from None
     except _DAMAGE as damage:
-        reason = str(damage).splitlines()[0] if str(damage) else type(damage).__name__
-        raise ValueError(f"{path} is damaged, truncated or no file of weights ({reason}): "
+        raise ValueError(f"{path} is damaged, truncated or no file of weights ({_line(damage)}): "
                          "copy or download it again") from None
+    contents = contents or Contents(read_npz(path, wanted=lambda name: True))
+    for name in contents.arrays:
+        if not name.isprintable() or len(name) > _LONGEST_NAME:
+            raise ValueError(f"{path} is not read: {name[:60]!r} is no name of a variable")
+    return contents
+
+
+def _line(error: Exception) -> str:
+    """What an error says as one line that can be shown, though it may quote what a hostile file holds."""
+    text = (str(error).splitlines() or [""])[0][:_LONGEST_REASON]
+    return "".join(sign if sign.isprintable() else "?" for sign in text) or type(error).__name__
 
 
 def _is_npz(path: Path) -> bool:
@@ -86,11 +98,12 @@ def _weights(saved: Any) -> Contents:
     """The weights in what a program saved: themselves, or under one of the keys in use, module after module."""
     holder = _holder(saved)
     arrays = {str(name): value.to_array() for name, value in holder.items() if hasattr(value, "to_array")}
-    texts = {key: value for key, value in saved.items() if isinstance(value, str)}
+    # Python 2's longer texts are told from bytes by nothing; Detectron's config is one.
+    texts = {key: value.decode("latin-1") if isinstance(value, bytes) else value
+             for key, value in saved.items() if isinstance(value, (str, bytes))}
     # A model that was trained on several devices is called `module` of what spreads it over them.
-    while arrays and all(name.startswith("module.") for name in arrays):
-        arrays = {name.removeprefix("module."): value for name, value in arrays.items()}
-    return Contents(arrays, texts)
+    prefix = min((re.match(r"(module\.)*", name)[0] for name in arrays), key=len)
+    return Contents({name.removeprefix(prefix): value for name, value in arrays.items()}, texts)
 
 
 def _holder(saved: Any) -> Mapping:

@@ -133,6 +133,8 @@ def _scopes(file: File, source: Source, report: Report) -> dict[str, Names]:
     for name, value in file.arrays.items():
         if reason := source.reason_to_ignore(name):
             report.left_out[name] = reason
+        elif not value.ndim:
+            report.refused[name] = "a single number, which no layer's variable is"
         elif place := source.place(name):
             scope, kind, variable = place
             held = scopes.setdefault(scope, {}).setdefault((kind, variable), name)

@@ -9,11 +9,12 @@ not in the table ends the reading, and the message says what the file asked for.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 _MARK = object()
 _LONGEST_TEXT = 1 << 16
+_KEYS = (str, bytes, int, float, type(None))
 
 
 class RefusedError(ValueError):
@@ -33,6 +34,16 @@ class Stateful:
     def set_state(self, state: Any) -> None:
         """Take what the pickle gives as the object's state."""
         raise NotImplementedError
+
+
+def shown(value: Any) -> str:
+    """A value of a pickle for a message: short, as tuples of tuples of the same tuple have no end when written out."""
+    return repr(value[:60]) if isinstance(value, str) else f"a {type(value).__name__}"
+
+
+def mapping(items: Iterable = ()) -> dict:
+    """A dict of the pairs whose keys are plain; hashing any others could take for ever, and no weight is named so."""
+    return {key: value for key, value in items if isinstance(key, _KEYS)}
 
 
 def read_pickle(stream: BinaryIO, functions: Mapping[str, Any], persistent: Callable | None = None) -> Any:
@@ -85,13 +96,15 @@ class _Machine:
 
     def _stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
+        if not (isinstance(name, str) and isinstance(module, str)):
+            raise RefusedError(f"the file asks for a function called {shown(name)} of {shown(module)}")
         self._global(f"{module}.{name}")
 
     def _call(self, _: Any) -> None:
         arguments = self._stack.pop()
         function = self._stack.pop()
         if not any(function is known for known in self._functions.values()):
-            raise RefusedError(f"the file asks for a call of {function!r}"[:200])
+            raise RefusedError(f"the file asks for a call of {shown(function)}")
         self._stack.append(function(*arguments))
 
     def _build(self, _: Any) -> None:
@@ -115,7 +128,7 @@ class _Machine:
 
     def _set_items(self, items: list[Any]) -> None:
         if not isinstance(self._stack[-1], Ignored):
-            self._stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            self._stack[-1].update(mapping(zip(items[::2], items[1::2], strict=True)))
 
     def _persistent_id(self, _: Any) -> None:
         if self._persistent is None:
@@ -145,7 +158,7 @@ _CONSTANTS: dict[str, Callable] = {
         "SHORT_BINUNICODE", "BINUNICODE8"), _same),
     "BINSTRING": lambda text: text.encode("latin-1"),
     "NONE": _fixed(None), "NEWTRUE": _fixed(True), "NEWFALSE": _fixed(False), "MARK": _fixed(_MARK),
-    "EMPTY_TUPLE": _fixed(()), "EMPTY_LIST": lambda _: [], "EMPTY_DICT": lambda _: {}, "EMPTY_SET": lambda _: set(),
+    "EMPTY_TUPLE": _fixed(()), "EMPTY_LIST": lambda _: [], "EMPTY_DICT": lambda _: {}, "EMPTY_SET": lambda _: Ignored(),
 }
 
 _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
@@ -167,8 +180,8 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "APPENDS": lambda m, _: m._append(m._pop_to_mark()),
     "SETITEM": lambda m, _: m._set_items([m._stack.pop(-2), m._stack.pop()]),
     "SETITEMS": lambda m, _: m._set_items(m._pop_to_mark()),
-    "ADDITEMS": lambda m, _: m._stack[-1].update(m._pop_to_mark()),
-    "FROZENSET": lambda m, _: m._stack.append(frozenset(m._pop_to_mark())),
+    "ADDITEMS": lambda m, _: m._append(m._pop_to_mark()),
+    "FROZENSET": lambda m, _: m._stack.append(Ignored(m._pop_to_mark())),
     "GLOBAL": lambda m, names: m._global(names.replace(" ", ".")),
     "STACK_GLOBAL": _Machine._stack_global,
     **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine._call),

@@ -21,8 +21,12 @@ def read_safetensors(content: mmap.mmap) -> dict[str, np.ndarray]:
     size = int.from_bytes(content[:8], "little")
     if 8 + size > len(content):
         raise ValueError(f"its header should have {size} bytes")
-    header = json.loads(content[8:8 + size])
-    return {name: _tensor(content, 8 + size, entry) for name, entry in header.items() if name != "__metadata__"}
+    entries = {name: entry for name, entry in json.loads(content[8:8 + size]).items() if name != "__metadata__"}
+    # As its own package demands; tensors that overlap would let a small file ask for much memory.
+    spans = sorted(entry["data_offsets"] for entry in entries.values())
+    if any(first != last for (first, _), (_, last) in zip(spans, [[0, 0], *spans], strict=False)):
+        raise ValueError("its tensors overlap, or leave bytes between them")
+    return {name: _tensor(content, 8 + size, entry) for name, entry in entries.items()}
 
 
 def _tensor(content: mmap.mmap, start: int, entry: dict) -> np.ndarray:

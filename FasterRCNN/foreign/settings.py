@@ -11,6 +11,9 @@ Config = Mapping[str, Any]  # our keys with dots
 
 _DEPTHS = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
 _TORCHVISION_BODIES = ("resnet50", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d")
+# What the models that its functions build have, with no argument for it.
+_TORCHVISION_WIDTHS = {"BACKBONE.CHANNELS": 64, "FPN.NUM_CHANNEL": 256, "FPN.FRCNN_FC_HEAD_DIM": 1024,
+                       "MRCNN.HEAD_DIM": 256}
 _NORMS = {"FreezeBN": "FrozenBN", "SyncBN": "FrozenBN", "GN": "GN", "None": ""}
 
 
@@ -42,6 +45,7 @@ def _detectron2_body(config: Config) -> dict[str, Any]:
         "PIXEL_MEAN": config["PREPROC.PIXEL_MEAN"][::-1], "PIXEL_STD": config["PREPROC.PIXEL_STD"][::-1],
         "BACKBONE": {"NAME": f"build_resnet{'_fpn' if is_fpn else ''}_backbone"},
         "RESNETS": {
+            "STEM_OUT_CHANNELS": config["BACKBONE.CHANNELS"], "RES2_OUT_CHANNELS": 4 * config["BACKBONE.CHANNELS"],
             "DEPTH": _DEPTHS[blocks], "NORM": _NORMS[config["BACKBONE.NORM"]], "NUM_GROUPS": groups,
             "WIDTH_PER_GROUP": config["BACKBONE.WIDTH_PER_GROUP"] or config["BACKBONE.CHANNELS"] // groups,
             "STRIDE_IN_1X1": config["BACKBONE.STRIDE_1X1"],
@@ -51,7 +55,7 @@ def _detectron2_body(config: Config) -> dict[str, Any]:
         "ANCHOR_GENERATOR": {"SIZES": [[size] for size in sizes] if is_fpn else [sizes],
                              "ASPECT_RATIOS": [config["RPN.ANCHOR_RATIOS"]], "OFFSET": config["RPN.ANCHOR_OFFSET"]},
         "PROPOSAL_GENERATOR": {"MIN_SIZE": config["RPN.MIN_SIZE"]},
-        "RPN": {"CONV_DIMS": [-1] * config["RPN.NUM_CONVS"],
+        "RPN": {"CONV_DIMS": [config["FPN.NUM_CHANNEL" if is_fpn else "RPN.HEAD_DIM"]] * config["RPN.NUM_CONVS"],
                 "IN_FEATURES": ["p2", "p3", "p4", "p5", "p6"] if is_fpn else ["res4"]},
     }
 
@@ -85,6 +89,9 @@ def _detectron2_heads(config: Config) -> dict[str, Any]:
 def torchvision_settings(config: Config, weights: str) -> str:
     """The lines of Python that build torchvision's model and load the weights of the file at the given path."""
     kind = "MaskRCNN" if config["MODE_MASK"] else "FasterRCNN"
+    for key, width in _TORCHVISION_WIDTHS.items():
+        if config[key] != width and (config["MODE_MASK"] or not key.startswith("MRCNN.")):
+            raise ValueError(f"{key}={config[key]}: torchvision's models have {width}")
     lines = [
         f"from torchvision.models.detection import {kind}",
         "from torchvision.models.detection.anchor_utils import AnchorGenerator",
@@ -129,7 +136,8 @@ def _torchvision_options(config: Config) -> dict[str, Any]:
         "rpn_post_nms_top_n_test": config["RPN.TEST_PER_LEVEL_NMS_TOPK"],
         "rpn_nms_thresh": config["RPN.PROPOSAL_NMS_THRESH"],
         "box_score_thresh": config["TEST.RESULT_SCORE_THRESH"], "box_nms_thresh": config["TEST.FRCNN_NMS_THRESH"],
-        "box_detections_per_img": config["TEST.RESULTS_PER_IM"]}
+        "box_detections_per_img": config["TEST.RESULTS_PER_IM"],
+        "bbox_reg_weights": tuple(config["FRCNN.BBOX_REG_WEIGHTS"])}
     if config["RPN.NUM_CONVS"] > 1:
         ratios = len(config["RPN.ANCHOR_RATIOS"])
         options["rpn_head"] = f"RPNHead({channels}, {ratios}, conv_depth={config['RPN.NUM_CONVS']})"

@@ -6,6 +6,7 @@ A storage is read when the first of its tensors is wanted; what is not wanted, s
 
 from __future__ import annotations
 
+import io
 import mmap
 import struct
 import zipfile
@@ -19,12 +20,12 @@ import numpy as np
 
 from FasterRCNN.foreign.arrays import PLAIN_FUNCTIONS
 from FasterRCNN.foreign.bfloat16 import widen
-from FasterRCNN.foreign.pickles import Ignored, RefusedError, read_pickle
+from FasterRCNN.foreign.pickles import Ignored, RefusedError, read_pickle, shown
 
 STREAM_MAGIC = 0x1950A86A20F9469CFC6C
 BFLOAT16 = "bfloat16"  # NumPy has no such type
 
-_MOST_ELEMENTS = 1 << 31  # of a tensor that repeats its storage
+_MOST_ELEMENTS = 1 << 22  # of a tensor that repeats its storage, so that no small file becomes a large model
 _STORAGE_TYPES = {
     "Float": "f4", "Double": "f8", "Half": "f2", "BFloat16": BFLOAT16, "Long": "i8", "Int": "i4", "Short": "i2",
     "Char": "i1", "Byte": "u1", "Bool": "?"}
@@ -47,7 +48,9 @@ class _Storage:
             data = self.fetch()
             if len(data) < self.length * dtype.itemsize:
                 raise ValueError(f"a storage holds {len(data)} bytes of {self.length * dtype.itemsize}")
-            self._values = np.frombuffer(data, dtype, count=self.length)
+            values = np.frombuffer(data, dtype, count=self.length)
+            # Here, once, and not for each of the tensors that share the storage.
+            self._values = widen(values) if self.kind == BFLOAT16 else values
         return self._values
 
 
@@ -61,7 +64,7 @@ class Tensor:
     strides: tuple[int, ...]
 
     def to_array(self) -> np.ndarray:
-        """The tensor as a read-only array, a view of the storage where the type allows it."""
+        """The tensor as a read-only array, a view of the storage."""
         values = self.storage.values()
         if len(self.shape) != len(self.strides) or min((self.offset, *self.shape, *self.strides)) < 0:
             raise ValueError(f"a tensor of shape {self.shape} has strides {self.strides} and offset {self.offset}")
@@ -71,14 +74,15 @@ class Tensor:
             raise ValueError(f"a tensor of shape {self.shape} reaches beyond its storage of {len(values)} numbers")
         if not count:
             return np.zeros(self.shape, np.float32)
-        view = np.lib.stride_tricks.as_strided(
+        return np.lib.stride_tricks.as_strided(
             values[self.offset:], self.shape, [stride * values.itemsize for stride in self.strides], writeable=False)
-        return widen(view) if self.storage.kind == BFLOAT16 else view
 
 
 def _rebuild_tensor(storage: _Storage, offset: int, shape: tuple, strides: tuple, *_: Any) -> Tensor:
     if not isinstance(storage, _Storage):
         raise TypeError("a tensor without a storage")
+    if not all(isinstance(number, int) for number in (offset, *shape, *strides)):
+        raise TypeError("a tensor whose shape, strides or offset is no number")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
@@ -106,10 +110,12 @@ _TORCH_FUNCTIONS: dict[str, Any] = {
 def _described(identity: Any) -> tuple[str, str, int]:
     """(kind, key, length) of a storage, from what a pickle says of it."""
     if not isinstance(identity, tuple) or identity[0] != "storage":
-        raise RefusedError(f"the file asks for an outer object of an unknown sort, {str(identity)[:60]}")
+        raise RefusedError(f"the file asks for an outer object of an unknown sort, {shown(identity)}")
     storage_type, key, _, length = identity[1:5]
     if not isinstance(storage_type, _StorageType):
-        raise RefusedError(f"the file asks for a storage of an unknown type, {str(storage_type)[:60]}")
+        raise RefusedError(f"the file asks for a storage of an unknown type, {shown(storage_type)}")
+    if not isinstance(key, str) or not isinstance(length, int) or length < 0:
+        raise ValueError("a storage without a name or a length")
     return storage_type.kind, key, length
 
 
@@ -135,8 +141,7 @@ def read_zip(path: Path) -> Any:
             storages[key] = _Storage(kind, length, byte_order, fetch)
         return storages[key]
 
-    with archive.open(names[0]) as stream:
-        return read_pickle(stream, _TORCH_FUNCTIONS, storage)
+    return read_pickle(io.BytesIO(_read_member(archive, names[0])), _TORCH_FUNCTIONS, storage)
 
 
 def _read_member(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -173,6 +178,8 @@ def read_stream(content: mmap.mmap) -> Any:
 
     described = read_pickle(content, _TORCH_FUNCTIONS, storage)
     for key in read_pickle(content, {}):
+        if not isinstance(key, str):
+            raise ValueError("a storage without a name")
         length = struct.unpack("<q", content.read(8))[0]
         entry = storages[key]
         size = length * np.dtype("u2" if entry.kind == BFLOAT16 else entry.kind).itemsize

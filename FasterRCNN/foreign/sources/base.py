@@ -84,14 +84,16 @@ class Source:
 
     def place(self, name: str) -> tuple[str, str, str] | None:
         """(scope here, kind: layer, norm, affine or group, which of its variables) of a name, or None."""
-        layer, _, variable = name.rpartition(self.separator)
-        kind = "layer"
+        variable = next((held for held in self.variables if name.endswith(self.separator + held)), None)
+        if variable is None:
+            return None
+        layer, kind = name.removesuffix(self.separator + variable), "layer"
         for ending, of_norm in self.norms:
             if layer.endswith(ending):
                 layer, kind = layer.removesuffix(ending), of_norm
         for pattern, scope, shifts in self.layers:
             found = re.fullmatch(pattern, layer)
-            if found and variable in self.variables:
+            if found:
                 numbers = [int(group) + shift for group, shift in zip(found.groups(), shifts, strict=True)]
                 scope = scope.format(*numbers)
                 if scope.endswith("/norm"):

@@ -1,7 +1,8 @@
 """Detectron (Caffe2): Faster and Mask R-CNN, C4 and FPN, and the ImageNet ResNets of Microsoft and Caffe2.
 
 Names after its modeling/ResNet.py, FPN.py, rpn_heads.py, fast_rcnn_heads.py and mask_rcnn_heads.py. Its batch
-normalisations are a scale and a shift.
+normalisations are a scale and a shift. Microsoft's ResNets as detectron2 publishes them keep these names, and have the
+statistics besides, under names of its checkpoint/c2_model_loading.py.
 """
 
 import re
@@ -10,7 +11,8 @@ from FasterRCNN.foreign.sources.base import File, Source
 
 _IGNORED = (
     (r"(fc1000|pred)_[wb]", "ImageNet's classifier"),
-    (r"conv1_b", "Detectron does not read it: its first convolution has no bias"),
+    # Of the ImageNet ResNets; a model that was trained from one of them keeps in its file what it did not read.
+    (r"(conv1|(_\[mask\]_)?res\d_\d+_branch(1|2[abc]))_b", "Detectron does not read it: its convolutions have no bias"),
     (r"lr|weight_order", "the state of a training run"),
 )
 _BLOCK = r"(?:_\[mask\]_)?res(\d)_(\d+)"
@@ -18,7 +20,7 @@ _BLOCK = r"(?:_\[mask\]_)?res(\d)_(\d+)"
 
 def _is_of_detectron2(file: File) -> bool:
     """Whether detectron2 has published the file, which keeps the names of these ImageNet models."""
-    return "__author__" in file.texts
+    return "__author__" in file.texts or file.has(r".*_bn_running_var")
 
 
 def conventions_of_caffe2(is_fpn: bool) -> dict:
@@ -37,17 +39,21 @@ def _adapt(file: File) -> dict:
 
 def _config(file: File, keys, source) -> dict:
     # A trained model's file holds the YAML of its run beside the blobs.
-    told = re.search(r"\bSTRIDE_1X1: (true|false)\b", file.texts.get("cfg", ""), re.IGNORECASE)
+    of_run = file.texts.get("cfg", "")
+    told = re.search(r"\bSTRIDE_1X1: (true|false)\b", of_run, re.IGNORECASE)
+    # So does its utils/net.py with files of before that key.
+    weights = {"FRCNN.BBOX_REG_WEIGHTS": [1.0] * 4} if of_run and "BBOX_REG_WEIGHTS" not in of_run else {}
     is_resnext, is_published_anew = keys.get("BACKBONE.NUM_GROUPS", 1) > 1, _is_of_detectron2(file)
     return {"PREPROC.PIXEL_MEAN": [123.675, 116.28, 103.53] if is_published_anew else [122.7717, 115.9465, 102.9801],
             "PREPROC.PIXEL_STD": [58.395, 57.12, 57.375] if is_published_anew and is_resnext else [1.0, 1.0, 1.0],
             "BACKBONE.STRIDE_1X1": told[1].lower() == "true" if told else (
-                not is_resnext and keys["BACKBONE.NORM"] != "GN")}
+                not is_resnext and keys["BACKBONE.NORM"] != "GN"), **weights}
 
 
 SOURCE = Source(
     name="detectron", title="Detectron (Caffe2)", marks=(r"conv1_w", r"res2_0_branch2a_w"), separator="_",
-    variables={"w": "weight", "s": "weight", "b": "bias", "rm": "mean", "riv": "variance"},
+    variables={"w": "weight", "s": "weight", "b": "bias", "rm": "mean", "riv": "variance",
+               "gamma": "weight", "beta": "bias", "running_mean": "mean", "running_var": "variance"},
     norms=(("_bn", "affine"), ("_gn", "group")),
     layers=(
         (r"(?:res_)?conv1", "conv0", ()),
