@@ -1,6 +1,7 @@
 """Weights of other programs under our names: names and shapes are written down here from their sources, not taken from
 the tables that are tested; values are compared through what layers make of them."""
 
+import dataclasses
 import json
 import struct
 import subprocess
@@ -318,6 +319,15 @@ def test_a_number_in_the_place_of_an_array():
     report = convert(File(arrays), SOURCES["detectron2"]).report
     assert "a single number" in report.refused["roi_heads.box_predictor.cls_score.bias"]
     assert "fastrcnn/outputs/class/b" in report.missing
+
+
+@pytest.mark.parametrize("value, epsilon", [(np.nan, 1e-5), (-1.0, 1e-5), (0.0, 0.0)])
+def test_values_that_are_no_numbers(value, epsilon):
+    arrays = draw(KINDS["torchvision ImageNet"][1])
+    arrays["layer2.0.bn1.running_var"][3] = value
+    source = dataclasses.replace(SOURCES["torchvision-imagenet"], epsilon=epsilon)
+    with pytest.raises(ValueError, match=r"layer2.0.bn1.*group1/block0/conv1/bn/gamma val"):
+        convert(File(arrays), source)
 
 
 def test_a_normalisation_that_is_not_whole():

@@ -298,3 +298,8 @@ def test_no_file(tmp_path):
 def test_the_name_of_spread_models_is_taken_off(tmp_path):
     content = pickle.dumps({"model": {"module.a": np.ones(1), "module.b": np.ones(1)}})
     assert list(read_contents(write(tmp_path / "x.pkl", content)).arrays) == ["a", "b"]
+
+
+def test_a_tensor_beside_the_model_is_not_the_model(tmp_path):
+    content = pickle.dumps({"pixel_mean": np.ones(3), "model": {"a": np.ones(1), "b": np.ones(1)}})
+    assert list(read_contents(write(tmp_path / "x.pkl", content)).arrays) == ["a", "b"]

@@ -109,7 +109,11 @@ def _weights(saved: Any) -> Contents:
 def _holder(saved: Any) -> Mapping:
     if not isinstance(saved, Mapping):
         raise ValueError(f"it holds a {type(saved).__name__}, not weights by name")
-    for place in (saved, *(saved.get(key) for key in _PLACES)):
-        if isinstance(place, Mapping) and any(hasattr(value, "to_array") for value in place.values()):
-            return place
+    def arrays_in(place: Any) -> int:
+        return sum(hasattr(value, "to_array") for value in place.values()) if isinstance(place, Mapping) else 0
+
+    # Some tensors may stand beside the model's.
+    fullest = max((saved, *(saved.get(key) for key in _PLACES)), key=arrays_in)
+    if arrays_in(fullest):
+        return fullest
     raise ValueError(f"it holds no weights: its keys are {', '.join(map(str, list(saved)[:5])) or 'none'}")

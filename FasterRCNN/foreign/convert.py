@@ -78,11 +78,15 @@ class Conversion:
 def convert(file: File, source: Source) -> Conversion:
     """Give the weights of `file` our names and layout; what is missing or refused stands in the report.
 
-    Raises ValueError when the file holds no ResNet of bottlenecks, as the models here have.
+    Raises ValueError when the file holds no ResNet of bottlenecks, as the models here have, or no finite numbers.
     """
     source = dataclasses.replace(source, **source.adapt(file))
     report = Report()
     weights = dict(_own(file, source, report) if not source.layers else _translated(file, source, report))
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"{report.filled.get(name, name)} gives {name} values that are infinite or no numbers: "
+                             "the file is damaged, or the epsilon of its normalisations is another (--epsilon)")
     shapes = {name: value.shape for name, value in weights.items()}
     keys = suggest_config(shapes)
     if "group0/block0/conv3/W" not in shapes or "BACKBONE.RESNET_NUM_BLOCKS" not in keys:
@@ -230,7 +234,8 @@ def _batch_norm(scope: str, norm: Mapping, places: Mapping, source: Source) -> I
     gamma, beta, mean, variance = _statistics(norm, source)
     # What another epsilon makes of the variance, and where that would be negative, of gamma.
     ours = np.maximum(variance - EPSILON, 0)
-    gamma = gamma * np.sqrt((ours + EPSILON) / variance)
+    with np.errstate(all="ignore"):  # told by `convert`
+        gamma = gamma * np.sqrt((ours + EPSILON) / variance)
     for name, value, variable in (("gamma", gamma, "weight"), ("beta", beta, "bias"), ("mean/EMA", mean, "mean"),
                                   ("variance/EMA", ours, "variance")):
         yield f"{scope}/{name}", value, [places[variable]] if variable in places else []
@@ -247,7 +252,8 @@ def _statistics(norm: Mapping, source: Source) -> tuple[np.ndarray, ...]:
 def _folded(scope: str, values: Mapping, norm: Mapping, source: Source) -> Iterator[tuple[str, np.ndarray, list]]:
     """A batch normalisation outside the backbone, where we have none: as part of its convolution."""
     gamma, beta, mean, variance = _statistics(norm, source)
-    scale = gamma / np.sqrt(variance)
+    with np.errstate(all="ignore"):  # told by `convert`
+        scale = gamma / np.sqrt(variance)
     bias = values.get(("layer", "bias"), 0.0)
     kernel = values["layer", "weight"]
     yield f"{scope}/W", _our_kernel(kernel * scale[:, None, None, None]), [
