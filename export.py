@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from FasterRCNN.datasets.shapes import draw_shapes_dataset
-from FasterRCNN.imaging.read import read_image
-from inference import load_predictor
+from FasterRCNN.imaging.read import JPEG_START, read_image
+from inference import build_predictor, load_model
 from media import expand_inputs
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ __all__ = ["add_export_arguments", "export_model"]
 
 DRAWN_SIZES = ((480, 360), (300, 480), (480, 480))  # (h, w) of the photos drawn for the check
 MOST_PHOTOS = 16  # for the check
-JPEG_START = b"\xff\xd8"
 
 
 def add_export_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +58,6 @@ def export_model(
     from FasterRCNN.engine.export_check import TOLERANCES, check_export, check_free, kept_if_good
     from FasterRCNN.engine.predictor import build_constant_graph
     from FasterRCNN.engine.serving_resize import Resizing
-    from FasterRCNN.engine.weights import read_weights
     from FasterRCNN.modeling.build import build_detector
 
     quieten()
@@ -68,9 +66,9 @@ def export_model(
     if onnx:
         onnx_export.check_packages()
     check_photos = read_photos(photos)
-    predictor, cfg = load_predictor(load_path, overrides, config_file)
+    cfg, weights = load_model(load_path, overrides, config_file)
     check_config(cfg, for_onnx=bool(onnx))
-    detector, weights = build_detector(cfg), read_weights(load_path)
+    detector = build_detector(cfg)
     resizing = Resizing(
         cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING
     )
@@ -95,7 +93,7 @@ def export_model(
                 print(check_export(run, predictor, check_photos, tolerance=tolerance, alone=alone, **options))
         print(f"written: {target}\n")
 
-    with predictor:
+    with build_predictor(cfg, weights, source=str(load_path)) as predictor:
         if saved_model or frozen:
             graph = build(serving_graph.build_serving_graph, None)
         if saved_model:

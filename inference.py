@@ -53,11 +53,21 @@ READING_THREADS = 4
 def load_predictor(
     load_path: str | Path, cfg_overrides: Sequence[str] = (), config_file: str | Path | None = None
 ) -> tuple[Predictor, Config]:
-    """The predictor of a run folder, checkpoint or .npz file, and the config it is built with.
+    """The predictor of a run folder, checkpoint or .npz file, and the config it is built with; see `load_model`.
+
+    Raises ValueError, too, naming the variables that do not fit and the keys that would.
+    """
+    cfg, weights = load_model(load_path, cfg_overrides, config_file)
+    return build_predictor(cfg, weights, source=str(load_path)), cfg
+
+
+def load_model(
+    load_path: str | Path, cfg_overrides: Sequence[str] = (), config_file: str | Path | None = None
+) -> tuple[Config, dict[str, np.ndarray]]:
+    """The finalized config and the weights by variable name of a run folder, checkpoint or .npz file.
 
     The config is the one stored with the weights (without one: the defaults), then the file's keys, then the
-    overrides, KEY=VALUE. Raises FileNotFoundError, or ValueError naming the variables that do not fit and the keys that
-    would.
+    overrides, KEY=VALUE. Raises FileNotFoundError or ValueError for what cannot be read.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # as engine/compat.py has it; read once, at TensorFlow's import
     from FasterRCNN.engine.weights import read_config, read_weights
@@ -74,7 +84,7 @@ def load_predictor(
         cfg.DATA.CLASS_NAMES, cfg.DATA.CATEGORY_IDS = categories.names, categories.ids
         cfg.DATA.NUM_CLASS = len(categories)
     finalize_configs(cfg, is_training=False)
-    return build_predictor(cfg, weights, source=str(load_path)), cfg
+    return cfg, weights
 
 
 def build_predictor(

@@ -7,11 +7,11 @@ import numpy as np
 
 from FasterRCNN.structures import ImageRecord
 
-__all__ = ["IMAGE_SUFFIXES", "decode_image", "read_image", "read_record_image", "to_8_bits"]
+__all__ = ["IMAGE_SUFFIXES", "JPEG_START", "decode_image", "read_image", "read_record_image", "to_8_bits"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 
-_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # Bytes unlike the zeros that decoders fill in, without 0xff, which begins a marker, but for every restart marker: a
 # decoder may be waiting for one.
 _VARIED = bytes((90 + 37 * n) % 255 for n in range(255))
@@ -64,7 +64,7 @@ def decode_image(data: bytes, *, turn: bool = True) -> tuple[np.ndarray | None, 
 def _decode(data: bytes, flags: int) -> tuple[np.ndarray | None, bool]:
     if data.startswith(_PNG_START):
         return _imdecode(data, flags), _PNG_END in data
-    if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
+    if not data.startswith(JPEG_START) or data.endswith(_JPEG_END):
         return _imdecode(data, flags), True
     # Phones append data of their own, and some writers leave the end marker out. Pixels are missing only if what
     # follows the file's last byte changes the picture. A last 0xff would make a marker of the first byte added.
