@@ -1,6 +1,9 @@
 """ROIAlign of a batch over one or several feature maps (Mask R-CNN, section 3)."""
+from functools import partial
+
 import tensorflow.compat.v1 as tf
 
+from .pooling_matrix import pool_by_matrix
 from .rows import permute_rows
 
 MOST_SAMPLES = 1 << 12  # in a bin, along one axis; more than any RoI within an image takes
@@ -40,27 +43,50 @@ def repeat_edge(x):
     return tf.concat([y[:, :1], y, y[:, -1:]], axis=1), gradient
 
 
-def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples=2, aligned=True, inclusive=False):
+def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples=2, aligned=True, inclusive=False,
+              by_matrix=None):
     """Pool boxes (pixels) from one map: B×h×w×C, R×4, int32 R -> R×size×size×C.
 
     Each bin is the mean of samples×samples values at the centres of its parts; the map is extended by one repeated
     cell, and samples beyond that are zero. samples 0: as many as the bin spans cells, rounded up. aligned, inclusive:
     see `boxes_in_cells`. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then repeat
-    their edge.
+    their edge. by_matrix: how, see `pool_by_matrix` and `pool_by_crops`; by default a matrix where there is no GPU.
+    """
+    if by_matrix is None:
+        by_matrix = not tf.config.list_physical_devices("GPU")
+    pool = matrix_pooler(feature, extent) if by_matrix else crop_pooler(feature, extent)
+    cells = boxes_in_cells(boxes, stride, aligned=aligned, inclusive=inclusive)
+    if samples:
+        pooled = pool(cells, image_index, size, (samples, samples))
+    else:
+        pooled = pool_every_cell(pool, cells, image_index, size, feature.shape[-1])
+    return tf.cast(pooled, feature.dtype)
+
+
+def matrix_pooler(feature, extent):
+    """Return pool(boxes, image_index, size, samples), of `pool_by_matrix`."""
+    map_sizes = extent.cells if extent is not None else tf.shape(feature)[None, 1:3]
+    return partial(pool_by_matrix, feature, map_sizes=map_sizes)
+
+
+def crop_pooler(feature, extent):
+    """Return pool(boxes, image_index, size, samples) -> float32 R×size×size×C, the mean of samples by `crop_bilinear`.
+
+    The form for GPUs.
     """
     # TensorFlow samples into float32, and not from bfloat16.
     padded = tf.cast(repeat_edge(feature), tf.float32)
-    cells = boxes_in_cells(boxes, stride, aligned=aligned, inclusive=inclusive)
 
-    def sample(boxes, image_index, size):
-        values = crop_bilinear(padded, boxes + 1.0, image_index, size)
-        return extent.clear_samples(values, boxes, image_index) if extent is not None else values
+    def pool(boxes, image_index, size, samples):
+        rows, columns = samples
+        values = crop_bilinear(padded, boxes + 1.0, image_index, (size * rows, size * columns))
+        if extent is not None:
+            values = extent.clear_samples(values, boxes, image_index)
+        if isinstance(rows, int):
+            return tf.nn.avg_pool2d(values, samples, samples, "VALID")
+        return tf.reduce_mean(tf.reshape(values, [-1, size, rows, size, columns, feature.shape[-1]]), axis=[2, 4])
 
-    if samples:
-        pooled = tf.nn.avg_pool2d(sample(cells, image_index, samples * size), samples, samples, "VALID")
-    else:
-        pooled = mean_of_cells(sample, cells, image_index, size, feature.shape[-1])
-    return tf.cast(pooled, feature.dtype)
+    return pool
 
 
 def boxes_in_cells(boxes, stride, *, aligned=True, inclusive=False):
@@ -78,27 +104,25 @@ def boxes_in_cells(boxes, stride, *, aligned=True, inclusive=False):
     return tf.concat([corner, corner + size], axis=1)
 
 
-def mean_of_cells(sample, boxes, image_index, size, channels):
+def pool_every_cell(pool, boxes, image_index, size, channels):
     """Pool boxes (cells) with ⌈h⌉×⌈w⌉ samples in a bin of h×w cells: R×4, int32 R -> float32 R×size×size×channels.
 
-    sample(boxes, image_index, (rows, columns)) -> r×rows×columns×channels. RoIs that take equally many are sampled
-    together.
+    pool(boxes, image_index, size, (rows, columns)) -> r×size×size×channels. RoIs that take equally many samples are
+    pooled together.
     """
     counts = tf.cast(tf.math.ceil((boxes[:, 2:] - boxes[:, :2]) / size), tf.int32)
     counts = tf.clip_by_value(counts, 1, MOST_SAMPLES)
     kinds, kind_of_box = tf.unique(counts[:, 1] * (MOST_SAMPLES + 1) + counts[:, 0])
     num_kinds = tf.size(kinds)
 
-    def pool(i, pooled):
+    def pool_kind(i, pooled):
         chosen = tf.where(tf.equal(kind_of_box, i))[:, 0]
-        rows, columns = kinds[i] // (MOST_SAMPLES + 1), kinds[i] % (MOST_SAMPLES + 1)
-        values = sample(tf.gather(boxes, chosen), tf.gather(image_index, chosen), (size * rows, size * columns))
-        values = tf.reshape(values, [-1, size, rows, size, columns, channels])
-        return i + 1, pooled.write(i, tf.reduce_mean(values, axis=[2, 4]))
+        samples = kinds[i] // (MOST_SAMPLES + 1), kinds[i] % (MOST_SAMPLES + 1)
+        return i + 1, pooled.write(i, pool(tf.gather(boxes, chosen), tf.gather(image_index, chosen), size, samples))
 
     # One more than kinds, and empty, so that there is something to join without any box.
     pooled = tf.TensorArray(tf.float32, num_kinds + 1, element_shape=[None, size, size, channels], infer_shape=False)
-    _, pooled = tf.while_loop(lambda i, _: i < num_kinds, pool, [0, pooled], parallel_iterations=1)
+    _, pooled = tf.while_loop(lambda i, _: i < num_kinds, pool_kind, [0, pooled], parallel_iterations=1)
     pooled = pooled.write(num_kinds, tf.zeros([0, size, size, channels])).concat()
     return permute_rows(pooled, tf.cast(tf.argsort(kind_of_box, stable=True), tf.int64))
 
