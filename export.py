@@ -36,6 +36,11 @@ def add_export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--export-saved-model", metavar="DIR", help="write a SavedModel (docs/deploy.md)")
     parser.add_argument("--export-frozen", metavar="FILE.pb", help="write a frozen TensorFlow graph")
     parser.add_argument("--export-onnx", metavar="FILE.onnx", help="write an ONNX model")
+    parser.add_argument(
+        "--export-for",
+        choices=["cpu", "gpu"],
+        help="what a SavedModel or frozen graph will run on (like this machine); it runs on the other too, slower",
+    )
 
 
 def export_model(
@@ -47,10 +52,12 @@ def export_model(
     saved_model: str | None = None,
     frozen: str | None = None,
     onnx: str | None = None,
+    for_gpu: bool | None = None,
 ) -> int:
     """Writes a model in each form that a path is given for, and prints how it compares with the predictor on photos.
 
-    photos: files, folders, globs; pictures are drawn where none is named. Returns the command's exit status. Raises
+    photos: files, folders, globs; pictures are drawn where none is named. for_gpu: whether a SavedModel or frozen graph
+    has the operations that suit a GPU; by default where there is one. Returns the command's exit status. Raises
     ValueError, and keeps nothing of that form, when the results differ by more than the precision explains.
     """
     from FasterRCNN.engine import export, onnx_export, serving_graph
@@ -68,12 +75,12 @@ def export_model(
     check_photos = read_photos(photos)
     cfg, weights = load_model(load_path, overrides, config_file)
     check_config(cfg, for_onnx=bool(onnx))
-    detector = build_detector(cfg)
     resizing = Resizing(
         cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING
     )
 
-    def build(make: Callable, batch_size: int | None) -> ServingGraph:
+    def build(make: Callable, batch_size: int | None, *, pool_by_matrix: bool | None) -> ServingGraph:
+        detector = build_detector(cfg, pool_by_matrix=pool_by_matrix)
         network, _, _ = build_constant_graph(
             detector,
             weights,
@@ -95,13 +102,14 @@ def export_model(
 
     with build_predictor(cfg, weights, source=str(load_path)) as predictor:
         if saved_model or frozen:
-            graph = build(serving_graph.build_serving_graph, None)
+            by_matrix = None if for_gpu is None else not for_gpu
+            graph = build(serving_graph.build_serving_graph, None, pool_by_matrix=by_matrix)
         if saved_model:
             keep(graph, saved_model, export.write_saved_model, export.open_saved_model)
         if frozen:
             keep(graph, frozen, export.write_frozen, lambda file: export.open_frozen(file, graph.outputs))
         if onnx:
-            graph = build(serving_graph.build_plain_graph, 1)
+            graph = build(serving_graph.build_plain_graph, 1, pool_by_matrix=False)  # ONNX has no sparse matrices
             keep(graph, onnx, onnx_export.write_onnx, onnx_export.open_onnx, takes_encoded=False)
     return 0
 

@@ -178,11 +178,16 @@ def main() -> int:
     exports = {name: getattr(args, f"export_{name}") for name in ("saved_model", "frozen", "onnx")}
     if sum(map(bool, (args.benchmark, args.evaluate, any(exports.values())))) > 1:
         parser.error("--benchmark, --evaluate and exports are runs of their own: give one of them")
+    if args.export_for and not (args.export_saved_model or args.export_frozen):
+        parser.error("--export-for is of --export-saved-model and --export-frozen: give one of them too")
     changes = [*args.config, *size_override(args.min_image_size)]
     if args.benchmark:
         return run_benchmark(args.load, args.inputs, overrides=changes, config_file=args.config_file)
     if any(exports.values()):
-        return export_model(args.load, args.inputs, overrides=changes, config_file=args.config_file, **exports)
+        for_gpu = None if args.export_for is None else args.export_for == "gpu"
+        return export_model(
+            args.load, args.inputs, overrides=changes, config_file=args.config_file, for_gpu=for_gpu, **exports
+        )
     if not args.inputs and not args.evaluate:
         parser.error("nothing to do: name photos or videos, --evaluate OUT.json, --benchmark, or an export")
     return run_prediction(

@@ -341,6 +341,16 @@ def test_the_command_writes_all_it_is_asked_for(tiny, tmp_path, capsys):
         command.export_model(weights, saved_model=str(saved))
 
 
+@pytest.mark.parametrize("for_gpu, operation", [(False, "SparseMatrixMatMul"), (True, "CropAndResize")])
+def test_an_export_for_the_machine_it_will_run_on(tiny, tmp_path, for_gpu, operation):
+    save_npz(tmp_path / "model.npz", tiny.weights, tiny.cfg.to_dict())
+    file = tmp_path / "frozen.pb"
+    assert command.export_model(tmp_path / "model.npz", frozen=str(file), for_gpu=for_gpu) == 0
+    graph = tf.GraphDef.FromString(file.read_bytes())
+    pooling = {node.op for node in graph.node} & {"SparseMatrixMatMul", "CropAndResize"}
+    assert pooling == {operation}
+
+
 @pytest.mark.parametrize("change, words", [
     ("TEST.PRECISION=bf16", "TEST.PRECISION is bf16: ONNX is written in fp32 only"),
     ("ROIALIGN.SAMPLES=0", "ROIALIGN.SAMPLES is 0, .*: ONNX needs their number"),
@@ -352,10 +362,14 @@ def test_what_onnx_cannot_be_written_of(tiny, tmp_path, monkeypatch, change, wor
         command.export_model(tmp_path / "model.npz", overrides=[change], onnx=str(tmp_path / "a.onnx"))
 
 
-def test_a_run_of_its_own():
-    arguments = ["predict.py", "--load", "model", "--export-frozen", "a.pb", "--benchmark"]
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "exports are runs of their own: give one of them" in done.stderr
+@pytest.mark.parametrize("options, words", [
+    (["--export-frozen", "a.pb", "--benchmark"], "exports are runs of their own: give one of them"),
+    (["--export-onnx", "a.onnx", "--export-for", "gpu"], "--export-for is of --export-saved-model and --export-frozen"),
+])
+def test_options_that_do_not_go_together(options, words):
+    done = subprocess.run([sys.executable, "predict.py", "--load", "model", *options], cwd=ROOT, capture_output=True,
+                          text=True)
+    assert done.returncode == 2 and words in done.stderr
 
 
 def test_pictures_are_drawn_where_no_photo_is_named(tmp_path):

@@ -32,17 +32,20 @@ def on_one_device(x, name):
     return x
 
 
-def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device):
+def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, pool_by_matrix=None):
     """Return the Detector that a finalized configuration describes.
 
     is_training: whether `losses` will be called, not `detect`; the two may differ in precision, and synchronised batch
     normalisation is frozen for prediction. Its sum_over_devices(vector, name) adds up a vector over the devices of a
-    training step.
+    training step. pool_by_matrix: the form of ROIAlign, by_matrix of `roi_align`.
     """
     precision = cfg.TRAIN.PRECISION if is_training else cfg.TEST.PRECISION
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
-    parts = fpn_parts(cfg, backbone) if cfg.MODE_FPN else c4_parts(cfg, backbone)
+    align = cfg.ROIALIGN
+    sampling = {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE,
+                "by_matrix": pool_by_matrix}
+    parts = fpn_parts(cfg, backbone, sampling) if cfg.MODE_FPN else c4_parts(cfg, backbone, sampling)
     max_log_scale = float(np.log(cfg.FRCNN.MAX_SCALE or cfg.PREPROC.MAX_SIZE / 16.0))
     largest = -(-cfg.PREPROC.MAX_SIZE // parts["pad_multiple"]) * parts["pad_multiple"]
     strides = parts.pop("strides")
@@ -128,14 +131,8 @@ def scoped_box_head(cfg, network, network_scope, output_scope, class_agnostic=Fa
     return head
 
 
-def roi_sampling(cfg):
-    """Return the keyword arguments of `roi_align` that say where its samples lie."""
-    align = cfg.ROIALIGN
-    return {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE}
-
-
-def fpn_parts(cfg, backbone):
-    """Return the parts of a detector that are particular to FPN."""
+def fpn_parts(cfg, backbone, sampling):
+    """Return the parts of a detector that are particular to FPN. sampling: keyword arguments of `roi_align`."""
     strides = tuple(cfg.FPN.ANCHOR_STRIDES)
 
     def pooler(size):
@@ -143,7 +140,7 @@ def fpn_parts(cfg, backbone):
             # Images are padded to whole cells of every level, so no sample lies beyond an image's own cells; but half a
             # cell off some may.
             return multilevel_roi_align(levels[:4], boxes, image_index, size, strides[:4],
-                                        extent=None if cfg.ROIALIGN.ALIGNED else extent, **roi_sampling(cfg))
+                                        extent=None if cfg.ROIALIGN.ALIGNED else extent, **sampling)
         return pool
 
     mask_parts, order = {}, {"norm_before_relu": cfg.FPN.NORM_BEFORE_RELU}
@@ -163,12 +160,15 @@ def fpn_parts(cfg, backbone):
     }
 
 
-def c4_parts(cfg, backbone):
-    """Return the parts of a detector that are particular to C4: group3 of the ResNet is the head of the RoIs."""
+def c4_parts(cfg, backbone, sampling):
+    """Return the parts of a detector that are particular to C4: group3 of the ResNet is the head of the RoIs.
+
+    sampling: keyword arguments of `roi_align`.
+    """
     stride = cfg.RPN.ANCHOR_STRIDE
 
     def box_features(levels, boxes, image_index, extent):
-        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent.at(stride), **roi_sampling(cfg))
+        pooled = roi_align(levels[0], boxes, image_index, 14, stride, extent.at(stride), **sampling)
         return backbone.roi_group(pooled)
 
     return {

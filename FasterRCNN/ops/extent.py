@@ -34,28 +34,32 @@ class BatchExtent:
 
 
 class LevelExtent:
-    """A BatchExtent seen at one stride. cells: int32 B×2, rows and columns of each image."""
+    """A BatchExtent seen at one stride. cells: int32 B×2."""
 
     def __init__(self, cells, *, alone, fills_canvas):
-        self.cells, self._alone, self._fills_canvas = cells, alone, fills_canvas
+        self._cells, self._alone, self._fills_canvas = cells, alone, fills_canvas
 
     def num_cells(self):
         """Return float32 B: the number of cells of each image."""
-        return tf.cast(tf.reduce_prod(self.cells, axis=1), tf.float32)
+        return tf.cast(tf.reduce_prod(self._cells, axis=1), tf.float32)
+
+    def own_sizes(self, x):
+        """Return rows and columns of each image's part of a map, one at least: B×h×w×C -> int32 B×2, or 1×2 for all."""
+        return tf.shape(x)[None, 1:3] if self._alone else tf.maximum(self._cells, 1)
 
     def clear(self, x):
         """Zero the cells beyond each image: B×h×w×C -> B×h×w×C."""
         def cleared():
-            rows = tf.sequence_mask(self.cells[:, 0], tf.shape(x)[1], x.dtype)
-            columns = tf.sequence_mask(self.cells[:, 1], tf.shape(x)[2], x.dtype)
+            rows = tf.sequence_mask(self._cells[:, 0], tf.shape(x)[1], x.dtype)
+            columns = tf.sequence_mask(self._cells[:, 1], tf.shape(x)[2], x.dtype)
             return x * (rows[:, :, None] * columns[:, None, :])[..., None]
         return self._unless_needless(x, cleared)
 
     def extend_edge(self, x):
         """Repeat each image's last row and column over the cells beyond it: B×h×w×C -> B×h×w×C."""
         def extended():
-            rows = tf.minimum(tf.range(tf.shape(x)[1])[None], self.cells[:, :1] - 1)
-            columns = tf.minimum(tf.range(tf.shape(x)[2])[None], self.cells[:, 1:] - 1)
+            rows = tf.minimum(tf.range(tf.shape(x)[1])[None], self._cells[:, :1] - 1)
+            columns = tf.minimum(tf.range(tf.shape(x)[2])[None], self._cells[:, 1:] - 1)
             batch, height, width = tf.unstack(tf.shape(x)[:3])
             first = tf.range(batch) * height
             cells = (first[:, None] + rows)[:, :, None] * width + columns[:, None, :]
@@ -69,7 +73,7 @@ class LevelExtent:
         """
         def cleared():
             rows, columns = (tf.cast(size, tf.float32) for size in tf.unstack(tf.shape(samples)[1:3]))
-            limits = tf.cast(tf.gather(self.cells, image_index), tf.float32) + 0.5
+            limits = tf.cast(tf.gather(self._cells, image_index), tf.float32) + 0.5
             x = boxes[:, 0:1] + (boxes[:, 2:3] - boxes[:, 0:1]) * ((tf.range(columns) + 0.5) / columns)
             y = boxes[:, 1:2] + (boxes[:, 3:4] - boxes[:, 1:2]) * ((tf.range(rows) + 0.5) / rows)
             inside = (y <= limits[:, 0:1])[:, :, None] & (x <= limits[:, 1:2])[:, None, :]
@@ -78,8 +82,8 @@ class LevelExtent:
 
     def mask(self, shape):
         """Return bool B×h×w, true on each image's own cells; `shape` is (h, w)."""
-        rows = tf.sequence_mask(self.cells[:, 0], shape[0])
-        columns = tf.sequence_mask(self.cells[:, 1], shape[1])
+        rows = tf.sequence_mask(self._cells[:, 0], shape[0])
+        columns = tf.sequence_mask(self._cells[:, 1], shape[1])
         return tf.logical_and(rows[:, :, None], columns[:, None, :])
 
     def _unless_needless(self, x, change):

@@ -53,11 +53,12 @@ def sparse_product(weights, columns, dense):
     """
     sizes = tf.shape(columns, out_type=tf.int64)
     num_rows = tf.reduce_prod(sizes[:3])
-    rows = tf.repeat(tf.range(num_rows), tf.reduce_prod(sizes[3:]))
+    columns = tf.reshape(columns, [num_rows, sizes[3] * sizes[4]])
+    rows = tf.broadcast_to(tf.range(num_rows)[:, None], tf.shape(columns))
 
     def matrix(least_rows):
         return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-            indices=tf.stack([rows, tf.reshape(columns, [-1])], axis=1), values=tf.reshape(weights, [-1]),
+            indices=tf.transpose(tf.reshape(tf.stack([rows, columns]), [2, -1])), values=tf.reshape(weights, [-1]),
             dense_shape=tf.stack([tf.maximum(num_rows, least_rows), tf.shape(dense, out_type=tf.int64)[0]]))
 
     def gradient(dy):

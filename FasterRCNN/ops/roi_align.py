@@ -65,7 +65,7 @@ def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples
 
 def matrix_pooler(feature, extent):
     """Return pool(boxes, image_index, size, samples), of `pool_by_matrix`."""
-    map_sizes = extent.cells if extent is not None else tf.shape(feature)[None, 1:3]
+    map_sizes = extent.own_sizes(feature) if extent is not None else tf.shape(feature)[None, 1:3]
     return partial(pool_by_matrix, feature, map_sizes=map_sizes)
 
 
