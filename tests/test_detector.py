@@ -174,6 +174,16 @@ def test_gradients_agree_with_differences(changes, groups):
         assert slope == pytest.approx(difference, rel=0.01), group
 
 
+@pytest.mark.parametrize("changes", [FPN_GN, C4, {"FPN.CASCADE": True}, {"TRAIN.PRECISION": "bf16"}],
+                         ids=["fpn gn", "c4", "cascade", "bfloat16"])
+def test_a_step_gives_the_same_bits_every_time(changes):
+    model = TinyModel(changes, with_gradients=True)
+    first, *others = (model.run((model.losses, model.gradients), BATCH[:1]) for _ in range(4))
+    for losses, gradients in others:
+        assert losses == first[0]
+        assert [name for name, gradient in gradients.items() if not np.array_equal(gradient, first[1][name])] == []
+
+
 @pytest.fixture(scope="module", params=["fpn", "c4"])
 def trainable_model(request):
     return TinyModel(MODELS[request.param], with_gradients=True)
