@@ -16,11 +16,19 @@ def normalize_image(image, image_size, mean, std, dtype):
 
     image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order. dtype: what the network computes in.
     """
-    x = (tf.cast(image, tf.float32) - tf.constant(mean, tf.float32)) * tf.constant([1 / s for s in std], tf.float32)
-    rows = tf.sequence_mask(image_size[:, 0], tf.shape(image)[1])
-    columns = tf.sequence_mask(image_size[:, 1], tf.shape(image)[2])
-    inside = tf.logical_and(rows[:, :, None], columns[:, None, :])[..., None]
-    return tf.cast(tf.where(tf.broadcast_to(inside, tf.shape(x)), x, tf.zeros_like(x)), dtype)
+    batch, height, width, _ = tf.unstack(tf.shape(image))
+
+    def along_row(values):
+        return tf.tile(tf.constant(values, tf.float32), [width])
+
+    # Pixels of a row one after another: TensorFlow spreads three numbers over the last axis slowly.
+    x = tf.cast(tf.reshape(image, [batch, height, 3 * width]), tf.float32) - along_row(mean)
+    rows = tf.sequence_mask(image_size[:, 0], height, tf.float32)[:, :, None]
+    columns = tf.sequence_mask(3 * image_size[:, 1], 3 * width, tf.float32)[:, None]
+    x = x * (along_row([1 / s for s in std]) * columns) * rows
+    x = tf.reshape(tf.cast(x, dtype), [batch, height, width, 3])
+    x.set_shape(image.shape)
+    return x
 
 
 def stride_two_padding(total, more_at):
