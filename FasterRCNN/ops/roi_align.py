@@ -50,7 +50,7 @@ def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples
     Each bin is the mean of samples×samples values at the centres of its parts; the map is extended by one repeated
     cell, and samples beyond that are zero. samples 0: as many as the bin spans cells, rounded up. aligned, inclusive:
     see `boxes_in_cells`. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then repeat
-    their edge. by_matrix: how, see `pool_by_matrix` and `pool_by_crops`; by default a matrix where there is no GPU.
+    their edge. by_matrix: as `pool_by_matrix`, not as `crop_pooler`; by default where there is no GPU.
     """
     if by_matrix is None:
         by_matrix = not tf.config.list_physical_devices("GPU")
