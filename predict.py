@@ -153,6 +153,24 @@ def announce(done: PredictedFiles) -> None:
         print(f"detections of all photos: {done.detections_file} (COCO: coco_results.json, coco_images.json)")
 
 
+def check_combination(parser: argparse.ArgumentParser, args: argparse.Namespace, *, is_export: bool) -> None:
+    """Ends the command, saying why, where its options do not go together."""
+    if sum(map(bool, (args.benchmark, args.evaluate, is_export))) > 1:
+        parser.error("--benchmark, --evaluate and exports are runs of their own: give one of them")
+    if args.export_for and not (args.export_saved_model or args.export_frozen):
+        parser.error("--export-for is of --export-saved-model and --export-frozen: give one of them too")
+    if not (args.inputs or args.evaluate or args.benchmark or is_export):
+        parser.error("nothing to do: name photos or videos, --evaluate OUT.json, --benchmark, or an export")
+    drawing = ("output_dir", "no_show", "confidence", "top_k", "classes")
+    given = [f"--{name.replace('_', '-')}" for name in drawing if getattr(args, name) != parser.get_default(name)]
+    if given and (is_export or args.benchmark or not args.inputs):
+        run = "an export" if is_export else "--benchmark" if args.benchmark else "--evaluate without photos"
+        parser.error(
+            f"{', '.join(given)}: {run} draws nothing; what a model finds is chosen by --config "
+            "TEST.RESULT_SCORE_THRESH=… TEST.RESULTS_PER_IM=…"
+        )
+
+
 def main() -> int:
     """Predicts on photos and videos, or evaluates a trained model."""
     parser = argparse.ArgumentParser(
@@ -176,10 +194,7 @@ def main() -> int:
     add_config_arguments(parser)
     args = parser.parse_args()
     exports = {name: getattr(args, f"export_{name}") for name in ("saved_model", "frozen", "onnx")}
-    if sum(map(bool, (args.benchmark, args.evaluate, any(exports.values())))) > 1:
-        parser.error("--benchmark, --evaluate and exports are runs of their own: give one of them")
-    if args.export_for and not (args.export_saved_model or args.export_frozen):
-        parser.error("--export-for is of --export-saved-model and --export-frozen: give one of them too")
+    check_combination(parser, args, is_export=any(exports.values()))
     changes = [*args.config, *size_override(args.min_image_size)]
     if args.benchmark:
         return run_benchmark(args.load, args.inputs, overrides=changes, config_file=args.config_file)
@@ -188,8 +203,6 @@ def main() -> int:
         return export_model(
             args.load, args.inputs, overrides=changes, config_file=args.config_file, for_gpu=for_gpu, **exports
         )
-    if not args.inputs and not args.evaluate:
-        parser.error("nothing to do: name photos or videos, --evaluate OUT.json, --benchmark, or an export")
     return run_prediction(
         args.load,
         overrides=args.config,

@@ -365,6 +365,9 @@ def test_what_onnx_cannot_be_written_of(tiny, tmp_path, monkeypatch, change, wor
 @pytest.mark.parametrize("options, words", [
     (["--export-frozen", "a.pb", "--benchmark"], "exports are runs of their own: give one of them"),
     (["--export-onnx", "a.onnx", "--export-for", "gpu"], "--export-for is of --export-saved-model and --export-frozen"),
+    (["--export-frozen", "a.pb", "--top-k", "3", "--no-show"], "--no-show, --top-k: an export draws nothing"),
+    (["--evaluate", "out.json", "--confidence", "0.3"], "--confidence: --evaluate without photos draws nothing"),
+    ([], "nothing to do: name photos or videos"),
 ])
 def test_options_that_do_not_go_together(options, words):
     done = subprocess.run([sys.executable, "predict.py", "--load", "model", *options], cwd=ROOT, capture_output=True,
