@@ -55,13 +55,13 @@ def test_torchvision(tmp_path):
 @pytest.mark.parametrize("kind", ["detectron2 FPN", "detectron2 C4", "detectron2 Cascade", "maskrcnn-benchmark FPN",
                                   "Detectron C4"])
 def test_programs_written_again(kind, tmp_path):
-    """The best 50 detections of random weights, computed by tests/foreign/restated.py with PyTorch."""
+    """100 detections of random weights, computed by tests/foreign/restated.py with PyTorch."""
     with np.load(FILES / "restated_numbers.npz") as arrays:
         photo, expected = arrays["photo"], {name: arrays[f"{kind}/{name}"] for name in PARTS}
         start = f"{kind}/weights/"
         last = {name.removeprefix(start): arrays[name] for name in arrays.files if name.startswith(start)}
     write_arrays(tmp_path / "model.safetensors", draw_model(KINDS[kind][1], seed=1) | last)
     found = detect(tmp_path / "model.safetensors", photo, tmp_path / "model.npz", 150, 230)
-    assert len(found.boxes) == 100
+    assert len(found.boxes) == len(expected["boxes"]) == 100
     corners, scores, masks = agreement(found, expected)
-    assert ((corners < 0.5) & (scores < 1e-3) & (masks >= 0.99)).sum() >= 49
+    assert ((corners < 0.5) & (scores < 1e-3) & (masks >= 0.99)).sum() >= 98

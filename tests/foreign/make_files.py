@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 from foreign_names import BLOCKS, KINDS, draw_model  # noqa: E402
 from restated import Rules, run  # noqa: E402
 
-SHORT, LONGEST, MOST = 150, 230, 50  # of the resized photo; detections that are kept
+SHORT, LONGEST, MOST = 150, 230, 100  # of the resized photo; detections that are kept
 WIDTH, PYRAMID, CLASSES = 2, 4, 4  # background counted
 
 
