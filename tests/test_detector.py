@@ -184,6 +184,14 @@ def test_a_step_gives_the_same_bits_every_time(changes):
         assert [name for name, gradient in gradients.items() if not np.array_equal(gradient, first[1][name])] == []
 
 
+@pytest.mark.parametrize("changes", [{}, C4, {"ROIALIGN.SAMPLES": 0}], ids=["fpn", "c4", "as many samples as cells"])
+def test_losses_are_the_same_as_a_gpu_pools(changes):
+    models = [TinyModel(changes, pool_by_matrix=by_matrix) for by_matrix in (True, False)]
+    for item in BATCH[:2]:
+        ours, of_gpu = (model.run(model.losses, [item]) for model in models)
+        assert of_gpu == pytest.approx(ours, rel=1e-4)
+
+
 @pytest.fixture(scope="module", params=["fpn", "c4"])
 def trainable_model(request):
     return TinyModel(MODELS[request.param], with_gradients=True)
