@@ -6,13 +6,15 @@
 FOLDER is examples/FasterRCNN of its repository; threads: its `own` session's (one an operation), or `all`.
 The last line printed is JSON: the program, the seconds of each run, and how much was found.
 """
+import importlib.util
 import json
 import logging
 import os
 import sys
 
-# Its layers are those of Keras 2, which newer TensorFlow takes from tf_keras.
-os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
+# Its layers are those of Keras 2, which TensorFlow 2.16 and newer takes from tf_keras.
+if importlib.util.find_spec("tf_keras"):
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 # TensorFlow guesses the cost of its operations in vain, a kilobyte of warning each.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

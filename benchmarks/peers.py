@@ -8,8 +8,8 @@
 
 One 800×1333 image, 1,000 proposals, 100 detections, 8 objects, frozen normalisation, stem and first stage not trained;
 weights are random. The program is run by its own interpreter, since it is no dependency of this project and may want
-other packages (tensorpack's wants tf_keras beside TensorFlow 2.16 and newer); TensorFlow's convolution is measured in
-this process before and after it.
+other packages (tensorpack's wants tf_keras too, where TensorFlow brings Keras 3); TensorFlow's convolution is measured
+in this process before and after it.
 """
 import argparse
 import json
