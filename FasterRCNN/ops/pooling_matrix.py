@@ -58,7 +58,7 @@ def sparse_product(weights, columns, dense):
 
     def matrix(least_rows):
         return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-            indices=tf.transpose(tf.reshape(tf.stack([rows, columns]), [2, -1])), values=tf.reshape(weights, [-1]),
+            indices=tf.reshape(tf.stack([rows, columns], axis=2), [-1, 2]), values=tf.reshape(weights, [-1]),
             dense_shape=tf.stack([tf.maximum(num_rows, least_rows), tf.shape(dense, out_type=tf.int64)[0]]))
 
     def gradient(dy):
