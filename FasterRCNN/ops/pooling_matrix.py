@@ -20,10 +20,23 @@ def pool_by_matrix(feature, boxes, image_index, size, samples, map_sizes):
     columns, column_weights = bins_of_axis(x1, x2, size, samples[1], own_sizes[:, 1])
     height, width = tf.unstack(tf.shape(feature, out_type=tf.int64)[1:3])
     rows += (tf.cast(image_index, tf.int64) * height)[:, None, None]
-    cells = (rows * width)[:, :, None, :, None] + columns[:, None, :, None, :]
+    num_rois = tf.shape(boxes, out_type=tf.int64)[0]
+    bin_rows = tf.reshape(tf.range(num_rois * size) * size, [-1, size])
+    # (bin, cell) is a sum of what a row and a column give: joined along each axis, while they are few.
+    along_y = joined(bin_rows[:, :, None], rows * width)
+    along_x = joined(tf.range(size, dtype=tf.int64)[None, :, None], columns)
+    along_y = tf.tile(along_y, [1, 1, 1, tf.shape(columns)[2]])[:, :, None]
+    along_x = tf.reshape(along_x, [-1, 1, size, 1, 2 * tf.shape(columns)[2]])
     weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    values = tf.reshape(tf.cast(feature, tf.float32), [-1, feature.shape[-1]])
-    return tf.reshape(sparse_product(weights, cells, values), [-1, size, size, feature.shape[-1]])
+    pooled = sparse_product(tf.reshape(along_y + along_x, [-1, 2]), tf.reshape(weights, [-1]),
+                            tf.reshape(tf.cast(feature, tf.float32), [-1, feature.shape[-1]]),
+                            num_rois * size * size)
+    return tf.reshape(pooled, [-1, size, size, feature.shape[-1]])
+
+
+def joined(first, second):
+    """Return pairs of both, `first` repeated as `second` is: broadcastable to …, … -> …×2."""
+    return tf.stack([tf.broadcast_to(first, tf.shape(second)), second], axis=-1)
 
 
 def bins_of_axis(low, high, size, samples, num_cells):
@@ -46,25 +59,20 @@ def bins_of_axis(low, high, size, samples, num_cells):
 
 
 @tf.custom_gradient
-def sparse_product(weights, columns, dense):
-    """Return the sums over ty, tx of weights · dense[columns]: float32 and int64 R×S×S×ty×tx, float32 N×C -> R·S·S×C.
+def sparse_product(indices, values, dense, num_rows):
+    """Return the product of a sparse and a dense matrix: int64 E×2 (row, column), float32 E, float32 N×C -> num_rows×C.
 
-    The gradient is that of `dense` alone: RoIs are found and sampled without one.
+    `indices` are sorted by row. The gradient is that of `dense` alone: RoIs are found and sampled without one.
     """
-    sizes = tf.shape(columns, out_type=tf.int64)
-    num_rows = tf.reduce_prod(sizes[:3])
-    columns = tf.reshape(columns, [num_rows, sizes[3] * sizes[4]])
-    rows = tf.broadcast_to(tf.range(num_rows)[:, None], tf.shape(columns))
-
     def matrix(least_rows):
         return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-            indices=tf.reshape(tf.stack([rows, columns], axis=2), [-1, 2]), values=tf.reshape(weights, [-1]),
+            indices=indices, values=values,
             dense_shape=tf.stack([tf.maximum(num_rows, least_rows), tf.shape(dense, out_type=tf.int64)[0]]))
 
     def gradient(dy):
         # The matrix is made again, as loops do not carry one to their gradient.
         transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix(0), type=tf.float32)
-        return None, None, tf.raw_ops.SparseMatrixMatMul(a=transposed, b=dy)
+        return None, None, tf.raw_ops.SparseMatrixMatMul(a=transposed, b=dy), None
 
     # TensorFlow's product divides by the number of rows.
     return tf.raw_ops.SparseMatrixMatMul(a=matrix(1), b=dense)[:num_rows], gradient
