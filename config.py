@@ -244,6 +244,8 @@ TABLE = (
     Key("CASCADE.BBOX_REG_WEIGHTS", CASCADE_WEIGHTS, list[list[float]], "weights of each stage's deltas"),
     # ---- prediction ----
     Key("TEST.IMS_PER_GPU", 1, int, "images per device and step", AT_LEAST_ONE),
+    Key("TEST.BATCHES_AT_ONCE", 2, int,
+        "on processors: batches that are in the network together; more photos a second for more memory", AT_LEAST_ONE),
     Key("TEST.PRECISION", "fp32", str, "of the network; bf16 is fast on CPUs with AMX and on GPUs", PRECISIONS),
     Key("TEST.FRCNN_NMS_THRESH", 0.5, float, "IoU of the detections' class-wise non-maximum suppression", SHARE),
     Key("TEST.RESULT_SCORE_THRESH", 0.05, float, "detections of a lower score are dropped", BELOW_ONE),

@@ -109,6 +109,7 @@ def build_predictor(
         "max_size": cfg.PREPROC.MAX_SIZE,
         "pad_multiple": detector.pad_multiple,
         "ims_per_batch": cfg.TEST.IMS_PER_GPU,
+        "batches_at_once": cfg.TEST.BATCHES_AT_ONCE,
         "with_masks": cfg.MODE_MASK,
         "mask_threshold": cfg.TEST.MASK_THRESH,
         "paste": cfg.MRCNN.PASTE,

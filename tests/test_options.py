@@ -57,6 +57,7 @@ VARIANTS = {
     "c4 of resnext with synchronised batch normalisation": {
         **C4, "BACKBONE.NUM_GROUPS": 2, "BACKBONE.NORM": "SyncBN", "BACKBONE.FREEZE_AFFINE": True,
     },
+    "compiled by XLA": {"TRAIN.XLA": True, "TRAIN.IMS_PER_GPU": 2},
     "bfloat16": {"TRAIN.PRECISION": "bf16", "TEST.PRECISION": "bf16", "TRAIN.IMS_PER_GPU": 2},
     "float16, group normalisation": {
         **GN_BACKBONE, "TRAIN.PRECISION": "fp16", "TEST.PRECISION": "fp16", "FPN.NORM": "GN", "FPN.NUM_CHANNEL": 32,
@@ -112,6 +113,7 @@ ELSEWHERE = {
     ],
     "test_data": ["DATA.ON_ERROR", "DATA.MAX_BAD"],
     "test_your_own_data": ["DATA.CATALOG", "DATA.METRIC", "PREPROC.AUGMENT", "DATA.CACHE"],
+    "test_predictor": ["TEST.BATCHES_AT_ONCE"],
     "test_tta": ["TEST.AUGMENT_SCALES", "TEST.AUGMENT_FLIPS"],
     "test_horovod": ["TRAINER", "TRAIN.HALF_ON_WIRE", "TRAIN.ACCUM", "TRAIN.STALL_TIMEOUT"],
     "test_config": [

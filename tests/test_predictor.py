@@ -1,6 +1,7 @@
 """Photos to detections, with a detector whose answer is known."""
 
 import threading
+import time
 
 from config import default_config, finalize_configs
 
@@ -14,6 +15,7 @@ from FasterRCNN.engine.predictor import Predictor, build_constant_graph, map_ahe
 from FasterRCNN.imaging.postprocess import paste_mask
 from FasterRCNN.modeling.build import build_detector
 from FasterRCNN.structures import FLIP_LEFT_RIGHT
+from inference import build_predictor
 
 TINY_FPN = {
     "MODE_FPN": True,
@@ -205,6 +207,42 @@ def test_several_devices_share_the_batches(monkeypatch, ims_per_batch):
     assert placed == [{"/device:CPU:0"}, {"/device:CPU:1"}]
     assert len(found) == len(PHOTOS) + 1
     for detections, (image, truth) in zip(found, PHOTOS + PHOTOS[:1], strict=True):
+        check(detections, truth, *image.shape[:2])
+
+
+class CountingDetector(BrightBoxDetector):
+    """Takes its time; `most` batches were in it together."""
+
+    def __init__(self):
+        self._lock, self._running, self.most = threading.Lock(), 0, 0
+
+    def detect(self, image, image_size):
+        with tf.control_dependencies([tf.numpy_function(self._count, [], [])]):
+            return super().detect(image, image_size)
+
+    def _count(self):
+        with self._lock:
+            self._running += 1
+            self.most = max(self.most, self._running)
+        time.sleep(0.3)
+        with self._lock:
+            self._running -= 1
+
+
+@pytest.mark.parametrize("changes, at_once", [([], 2), (["TEST.BATCHES_AT_ONCE=1"], 1)])
+def test_processors_run_batches_at_once(monkeypatch, changes, at_once):
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [])
+    detector = CountingDetector()
+    monkeypatch.setattr("FasterRCNN.modeling.build.build_detector", lambda _: detector)
+    cfg = default_config()
+    cfg.update_dict({"PREPROC.TEST_SHORT_EDGE_SIZE": 64, "PREPROC.MAX_SIZE": 120,
+                     "DATA.CLASS_NAMES": list(CATEGORIES.names), "DATA.CATEGORY_IDS": list(CATEGORIES.ids)})
+    cfg.update_args(changes)
+    finalize_configs(cfg, is_training=False)
+    with build_predictor(cfg, WEIGHTS) as model:
+        found = model.predict(image for image, _ in PHOTOS)
+    assert detector.most == at_once
+    for detections, (image, truth) in zip(found, PHOTOS, strict=True):
         check(detections, truth, *image.shape[:2])
 
 

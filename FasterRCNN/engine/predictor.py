@@ -58,6 +58,8 @@ class Network:
 class Predictor:
     """A detector at work, on one device or on several at once, each of which has a Network of its own.
 
+    A stream keeps each GPU busy with a batch, and processors with several.
+
     Attributes: categories, ims_per_batch, with_masks. Free it with `close` or as a context manager.
     """
 
@@ -71,6 +73,7 @@ class Predictor:
         max_size: int,
         pad_multiple: int,
         ims_per_batch: int,
+        batches_at_once: int = 2,
         with_masks: bool,
         mask_threshold: float = 0.5,
         paste: str = "exact",
@@ -84,12 +87,13 @@ class Predictor:
     ):
         """detector: has detect(image, image_size) -> dict of tensors. weights: variable name to array.
 
-        short_edge, max_size, pad_multiple: pixels. paste: masks into the boxes as they are ("exact"), into boxes of
-        whole pixels ("rounded"), or "padded" as imaging/postprocess.py says. inclusive_boxes: boxes scale between photo
-        and network by their last pixel rather than by its end. resize_method, size_rounding: see `resize_image`.
-        config, source: the model's config and the name of the weights' file, for messages only. devices: "/gpu:0", …
-        that share the batches; None is TensorFlow's choice. visible_gpus: as session_config's. Raises ValueError
-        listing the variables that the weights lack or have in another shape.
+        short_edge, max_size, pad_multiple: pixels. batches_at_once: on processors, where convolutions of one batch go
+        on while suppression and pooling of another leave cores idle. paste: masks into the boxes as they are ("exact"),
+        into boxes of whole pixels ("rounded"), or "padded" as imaging/postprocess.py says. inclusive_boxes: boxes scale
+        between photo and network by their last pixel rather than by its end. resize_method, size_rounding: see
+        `resize_image`. config, source: the model's config and the name of the weights' file, for messages only.
+        devices: "/gpu:0", … that share the batches; None is TensorFlow's choice. visible_gpus: as session_config's.
+        Raises ValueError listing the variables that the weights lack or have in another shape.
         """
         self.categories = categories
         self.ims_per_batch = ims_per_batch
@@ -114,7 +118,8 @@ class Predictor:
             for device in devices
         ]
         self._free: SimpleQueue[Network] = SimpleQueue()
-        for network in self._networks:
+        self._at_once = 1 if tf.config.list_physical_devices("GPU") else batches_at_once
+        for network in self._networks * self._at_once:
             self._free.put(network)
 
     def _make_network(self, detector: Any, weights: Mapping[str, np.ndarray], **options: Any) -> Network:
@@ -122,7 +127,7 @@ class Predictor:
 
     @contextmanager
     def _free_network(self) -> Iterator[Network]:
-        """A network that no other thread uses within."""
+        """A network that no more threads use within than are to do at once."""
         network = self._free.get()
         try:
             yield network
@@ -142,9 +147,9 @@ class Predictor:
 
         Resizing and the pasting of masks go on in threads while the networks run.
         """
-        count = len(self._networks)
+        count = len(self._networks) * self._at_once
         batches = map_ahead(self.prepare, self.batches(images), threads=count, ahead=count)
-        ran = map_ahead(self.run_batch, batches, threads=count) if count > 1 else map(self.run_batch, batches)
+        ran = map_ahead(self.run_batch, batches, threads=count, ahead=count)
         results = map_ahead(self.finish, ran, threads=POSTPROCESS_THREADS)
         return _in_order(pair for finished in results for pair in finished)
 
