@@ -150,6 +150,8 @@ TABLE = (
     Key("TRAIN.GRADIENT_CLIP", 0.0, float, "largest global norm of the gradient; 0: not clipped", NOT_NEGATIVE),
     Key("TRAIN.PRECISION", "fp32", str,
         "of the network; losses, box deltas and weights stay fp32. fp16 scales the loss", PRECISIONS),
+    Key("TRAIN.XLA", False, bool,
+        "compile backbone, FPN and RPN by XLA, for GPUs; images are padded to few sizes, each compiled once"),
     Key("TRAIN.HALF_ON_WIRE", False, bool, "horovod: exchange gradients as float16, half the bytes"),
     Key("TRAIN.STALL_TIMEOUT", 600, int,
         "seconds without any progress after which a run ends and names who stalled; 0: never",

@@ -98,6 +98,7 @@ def make_train_batches(
         resize_method=cfg.PREPROC.RESIZE,
         size_rounding=cfg.PREPROC.SIZE_ROUNDING,
         pad_multiple=FPN_PAD_MULTIPLE if cfg.MODE_FPN else 1,
+        canvas_step=canvas_step(cfg.PREPROC.MAX_SIZE) if cfg.TRAIN.XLA else 0,
         with_masks=cfg.MODE_MASK,
         seed=seed,
         bad_images=BadImages(
@@ -106,6 +107,11 @@ def make_train_batches(
             max_share=max_bad,
         ),
     )
+
+
+def canvas_step(max_size: int) -> int:
+    """What sides are padded to multiples of for XLA, so that each has at most nine values, pixels."""
+    return max(1, max_size // 8 // FPN_PAD_MULTIPLE) * FPN_PAD_MULTIPLE
 
 
 def make_train_dataflow(

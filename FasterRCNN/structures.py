@@ -368,11 +368,13 @@ class ImageList:
         return self.tensors[index, :height, :width]
 
 
-def to_image_list(images: Sequence[np.ndarray], size_divisible: int = 0, *, min_side: int = 1) -> ImageList:
+def to_image_list(
+    images: Sequence[np.ndarray], size_divisible: int = 0, *, min_side: int | Sequence[int] = 1
+) -> ImageList:
     """Pads images, each h x w x 3 of one type, to the largest height and width, with zeros at the bottom and right.
 
     size_divisible: both sides become multiples of it; 0 and 1 leave them. min_side: in pixels, the least that either
-    becomes. Raises ValueError for no images, other shapes, different types.
+    becomes, or the least height and width. Raises ValueError for no images, other shapes, different types.
     """
     images = [np.asarray(image) for image in images]
     for number, image in enumerate(images):

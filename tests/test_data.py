@@ -118,6 +118,27 @@ def test_groups_do_not_mix_and_nothing_is_left_out(sizes):
 # ---------------------------------------------------------------- content
 
 
+def test_few_image_sizes_for_a_compiler(cfg):
+    cfg.update_dict({"PREPROC.TRAIN_SHORT_EDGE_SIZE": [40, 700], "PREPROC.MAX_SIZE": 600})
+    plain = batches_of(cfg)
+    cfg.TRAIN.XLA = True
+    compiled = batches_of(cfg)
+    sizes = set()
+    for step in range(40):
+        datum, same = (named(cfg, batches(step)) for batches in (compiled, plain))
+        height, width = datum["image"].shape[1:3]
+        # Sides are multiples of an eighth of 600 that is one of 32; the last would be beyond 600, rounded up to 608.
+        assert all(side in (*range(64, 600, 64), 608) for side in (height, width))
+        own = same["image"].shape[1:3]
+        assert own[0] <= height and own[1] <= width
+        np.testing.assert_array_equal(datum["image"][:, : own[0], : own[1]], same["image"])
+        assert datum["image"].sum(dtype=np.int64) == same["image"].sum(dtype=np.int64)
+        for name in set(datum) - {"image"}:
+            np.testing.assert_array_equal(datum[name], same[name])
+        sizes.add((height, width))
+    assert (608 in {max(size) for size in sizes}) and len(sizes) > 5
+
+
 def test_a_datapoint_has_the_promised_shapes(cfg):
     batches = batches_of(cfg, ims_per_gpu=2)
     assert train_inputs(True) == TRAIN_INPUTS

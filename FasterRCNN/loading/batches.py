@@ -16,7 +16,7 @@ from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.imaging.transforms import Augmentation, augment
 from FasterRCNN.loading.bad_images import BadImages
 from FasterRCNN.masks import Masks
-from FasterRCNN.structures import BoxList, Dataset, ImageRecord, to_image_list
+from FasterRCNN.structures import BoxList, Dataset, ImageList, ImageRecord, to_image_list
 
 __all__ = ["CROWD_LABEL", "EMPTY_LABEL", "TRAIN_INPUTS", "BatchOrder", "TrainBatches", "train_inputs"]
 
@@ -89,7 +89,8 @@ class TrainBatches:
     multiple of `pad_multiple`; image_size int32 B×2 (h, w before padding); gt_boxes float32 B×G×4; gt_labels int32 B×G
     (1..K, 0 an empty slot, -1 a crowd or difficult); gt_masks uint8 B×G×112×14, packed mask crops
     (FasterRCNN/imaging/mask_crops.py), zeros for crowds; image_index int32 B, into dataset.records; seed int32, for
-    random choices in the graph. G is a multiple of 8, at least 8.
+    random choices in the graph. G is a multiple of 8, at least 8. canvas_step above 0: sides below `max_size` are
+    padded to multiples of that, so that few sizes occur.
 
     The short edge of a step's images is drawn from `short_edge_range` (both ends included), their longer side is at
     most `max_size`; each is augmented. All of it follows from (seed, step, place in the batch). An image that cannot be
@@ -104,6 +105,7 @@ class TrainBatches:
     resize_method: str
     size_rounding: str
     pad_multiple: int
+    canvas_step: int
     with_masks: bool
     seed: int
     bad_images: BadImages
@@ -120,7 +122,7 @@ class TrainBatches:
             self._example(int(of_all[place]), short_edge, np.random.default_rng([self.seed, 2, step, place]))
             for place in places
         ]
-        images = to_image_list([example.image for example in examples], self.pad_multiple)
+        images = self._on_one_canvas([example.image for example in examples])
         masks = [_stack_slots([example.masks for example in examples])] if self.with_masks else []
         return [
             images.tensors,
@@ -131,6 +133,13 @@ class TrainBatches:
             np.array([example.index for example in examples], np.int32),
             np.int32(rng.integers(np.iinfo(np.int32).max)),
         ]
+
+    def _on_one_canvas(self, images: list[np.ndarray]) -> ImageList:
+        least = 1
+        if self.canvas_step:
+            largest = np.max([image.shape[:2] for image in images], axis=0)
+            least = np.minimum(-(-largest // self.canvas_step) * self.canvas_step, self.max_size)
+        return to_image_list(images, self.pad_multiple, min_side=least)
 
     def _example(self, index: int, short_edge: int, rng: np.random.Generator) -> _Example:
         index, image, target = self._read(index, rng)

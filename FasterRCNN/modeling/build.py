@@ -71,6 +71,7 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, po
                             foreground_thresh=cfg.FRCNN.FG_THRESH),
         box_stages=stages,
         halves_up=cfg.BACKBONE.SYMMETRIC_PAD,
+        is_compiled=is_training and cfg.TRAIN.XLA,
         select_detections=partial(
             select_detections, decode=stages[-1].decode, score_thresh=cfg.TEST.RESULT_SCORE_THRESH,
             nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM,

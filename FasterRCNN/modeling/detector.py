@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import tensorflow.compat.v1 as tf
 
+from ..ops.compiled import compiled
 from ..ops.extent import BatchExtent
 from .box_head import compact, expand, image_indices, with_one_filled
 from .cascade import BoxStage, score_boxes, train_boxes
@@ -21,6 +22,7 @@ class Detector:
     """A detector made of its parts; `build_detector` makes it from the configuration.
 
     pad_multiple: what image sizes are padded to, in pixels. halves_up: the backbone rounds up where it halves a map.
+    is_compiled: XLA compiles what reads whole images; these may then be padded further than to pad_multiple.
     normalize(image, image_size) -> float32 B×H×W×3
     backbone(image, extent) -> maps; neck(maps, extent) -> levels that the heads read
     rpn_head(levels, extent) -> RPNOutput; sample_anchors(rpn, …) -> AnchorSample
@@ -47,6 +49,7 @@ class Detector:
     mask_features: Callable | None = None
     mask_head: Callable | None = None
     halves_up: bool = False
+    is_compiled: bool = False
 
     def losses(self, *, image, image_size, gt_boxes, gt_labels, image_seeds, gt_masks=None):
         """Return (losses, metrics), two dicts of scalars, for a batch of training images.
@@ -56,7 +59,8 @@ class Detector:
         image_seeds int32 B×2: every random choice of an image follows from its seed.
         """
         _, levels, extent = self.features(image, image_size)
-        rpn = self.rpn_head(levels, extent)
+        with compiled(self.is_compiled):
+            rpn = self.rpn_head(levels, extent)
         anchors = self.sample_anchors(rpn, image_size, gt_boxes, gt_labels, image_seeds)
         losses, objectness = {}, tf.concat(rpn.objectness, 1)
         losses["rpn/loss_cls"], losses["rpn/loss_box"] = rpn_losses(
@@ -91,9 +95,11 @@ class Detector:
 
     def features(self, image, image_size):
         """Return (backbone maps, levels that the heads read, BatchExtent)."""
-        extent = BatchExtent(image_size, self.pad_multiple, tf.shape(image)[1:3], halves_up=self.halves_up)
-        maps = self.backbone(self.normalize(image, image_size), extent)
-        return maps, self.neck(maps, extent), extent
+        extent = BatchExtent(image_size, self.pad_multiple, tf.shape(image)[1:3], halves_up=self.halves_up,
+                             without_branches=self.is_compiled)
+        with compiled(self.is_compiled):
+            maps = self.backbone(self.normalize(image, image_size), extent)
+            return maps, self.neck(maps, extent), extent
 
     def score_proposals(self, levels, extent, image_size):
         """Return what `select_detections` takes: boxes B×P×4 (pixels), deltas, scores B×P×(K+1), valid bool B×P."""

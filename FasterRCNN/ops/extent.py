@@ -12,14 +12,16 @@ class BatchExtent:
 
     image_size: int32 B×2 (h, w in pixels). multiple: the size each image is padded to, also when it runs alone.
     canvas: int32 2, the batch's H and W. halves_up: maps round up at every halving, not at that to P6 alone.
+    without_branches: clear whether it is needed or not, as a compiler wants it, and of one image too, whose canvas may
+    then be larger.
     """
 
-    def __init__(self, image_size, multiple, canvas, *, halves_up=False):
+    def __init__(self, image_size, multiple, canvas, *, halves_up=False, without_branches=False):
         self._halves_up = halves_up
-        self._alone = image_size.shape[0] == 1
+        self._alone = image_size.shape[0] == 1 and not without_branches
         self._own = -(-image_size // multiple) * multiple
         # Of int32, which is in the host's memory: a bool for each image would be made on the GPU and awaited.
-        self._fills_canvas = tf.equal(tf.reduce_max(canvas - self._own), 0)
+        self._fills_canvas = None if without_branches else tf.equal(tf.reduce_max(canvas - self._own), 0)
 
     def cells(self, stride):
         """Return int32 B×2: rows and columns of each image on the map of `stride` (pixels a cell)."""
@@ -34,7 +36,7 @@ class BatchExtent:
 
 
 class LevelExtent:
-    """A BatchExtent seen at one stride. cells: int32 B×2."""
+    """A BatchExtent seen at one stride. cells: int32 B×2; fills_canvas: bool, or None where none may ask."""
 
     def __init__(self, cells, *, alone, fills_canvas):
         self._cells, self._alone, self._fills_canvas = cells, alone, fills_canvas
@@ -89,6 +91,6 @@ class LevelExtent:
     def _unless_needless(self, x, change):
         if self._alone:
             return x
-        y = tf.cond(self._fills_canvas, lambda: tf.identity(x), change)
+        y = change() if self._fills_canvas is None else tf.cond(self._fills_canvas, lambda: tf.identity(x), change)
         y.set_shape(x.shape)
         return y
