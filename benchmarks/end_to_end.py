@@ -24,27 +24,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from config import add_config_arguments, run_command  # noqa: E402
 
 from benchmarks.loader import JPEG_QUALITY, draw_photo  # noqa: E402
-from benchmarks.speed import benchmark_config, timed  # noqa: E402
+from benchmarks.speed import benchmark_config, inference_weights, timed  # noqa: E402
 from FasterRCNN.imaging.postprocess import paste_mask, paste_masks_to_rle  # noqa: E402
 from FasterRCNN.imaging.read import read_image  # noqa: E402
 from inference import build_predictor, detect_files  # noqa: E402
-from tools.compare_reference import reference_value  # noqa: E402
 
 ASPECT_RATIO = 5 / 3  # an image of any size becomes 800×1333
 MASK_SIDE = 28
 
 
 def make_predictor(overrides):
-    import tensorflow.compat.v1 as tf
-
     from FasterRCNN.modeling.build import build_detector
 
     names = [f"class {i}" for i in range(80)]
     cfg = benchmark_config([f"DATA.CLASS_NAMES={names}", *overrides], is_training=False)
-    with tf.Graph().as_default():
-        build_detector(cfg).detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
-        weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}
-    return build_predictor(cfg, weights)
+    return build_predictor(cfg, inference_weights(build_detector(cfg)))
 
 
 def time_photos(args):

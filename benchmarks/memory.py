@@ -19,8 +19,9 @@ from config import add_config_arguments, run_command  # noqa: E402
 from benchmarks import speed  # noqa: E402
 
 REPEATS = 3
-CASES = {  # name -> what is run, images of a batch, objects of an image
-    "inference": ("inference", 1, 0),
+CASES = {  # name -> what is run, images of a batch, runs at once or objects of an image
+    "inference": ("inference", 1, 1),
+    "inference, 2 at once": ("inference", 1, 2),
     "training": ("training", 1, speed.NUM_OBJECTS),
     "training, 3,000 objects": ("training", 1, 3000),
     "training, 4 images": ("training", 4, speed.NUM_OBJECTS),
@@ -32,12 +33,12 @@ def run_case(name, overrides):
     import tensorflow.compat.v1 as tf
 
     tf.disable_eager_execution()
-    what, batch, objects = CASES[name]
+    what, batch, number = CASES[name]
     started = peak_gigabytes()
     if what == "inference":
-        speed.time_inference([*overrides, f"TEST.IMS_PER_GPU={batch}"], REPEATS)
+        speed.time_inference([*overrides, f"TEST.IMS_PER_GPU={batch}"], REPEATS, at_once=number)
     else:
-        speed.time_training([*overrides, f"TRAIN.IMS_PER_GPU={batch}"], REPEATS, num_objects=objects)
+        speed.time_training([*overrides, f"TRAIN.IMS_PER_GPU={batch}"], REPEATS, num_objects=number)
     print(started, peak_gigabytes())
 
 

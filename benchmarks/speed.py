@@ -91,6 +91,26 @@ def benchmark_config(overrides, *, is_training):
     return cfg
 
 
+def inference_weights(detector):
+    """Return weights that follow from the variables' names, with class logits of deviation 1.
+
+    Some pairs of RoI and class then pass the threshold, as with a trained model and in benchmarks/peer_torchvision.py,
+    and not all or none.
+    """
+    import tensorflow.compat.v1 as tf
+
+    from FasterRCNN.engine.predictor import build_constant_graph
+
+    with tf.Graph().as_default():
+        detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
+        weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}
+    layers = [name[:-2] for name in weights if name.endswith("class/W") and not name.startswith("rpn/")]
+    graph, inputs, _ = build_constant_graph(detector, weights, batch_size=1)
+    with tf.Session(graph=graph) as session:
+        logits = session.run([f"{layer}/BiasAdd:0" for layer in layers], dict(zip(inputs, photos(1))))
+    return {**weights, **{f"{layer}/W": weights[f"{layer}/W"] / values.std() for layer, values in zip(layers, logits)}}
+
+
 def time_inference(overrides, repeats, beside=(), *, at_once=1):
     """Return (seconds an image of each run of the network, what it found).
 
@@ -103,11 +123,7 @@ def time_inference(overrides, repeats, beside=(), *, at_once=1):
 
     cfg = benchmark_config(overrides, is_training=False)
     detector, batch = build_detector(cfg), cfg.TEST.IMS_PER_GPU
-    with tf.Graph().as_default():
-        detector.detect(tf.placeholder(tf.uint8, [batch, None, None, 3]), tf.placeholder(tf.int32, [batch, 2]))
-        weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}
-    values, size = photos(batch), 1 if batch == 1 else None
-    spread_scores(weights, *build_constant_graph(detector, weights, batch_size=size)[:2], values)
+    weights, values, size = inference_weights(detector), photos(batch), 1 if batch == 1 else None
     graph, inputs, outputs = build_constant_graph(detector, weights, batch_size=size)
     with tf.Session(graph=graph, config=session_config()) as session:
         run = session.make_callable(outputs, inputs)
@@ -116,18 +132,6 @@ def time_inference(overrides, repeats, beside=(), *, at_once=1):
         with ThreadPoolExecutor(at_once) as pool:
             seconds = timed(lambda: list(pool.map(lambda _: run(*values), range(runs))), repeats, beside) / runs
         return seconds / batch, f"{batch} x {int(found['num_detections'][0])} detections"
-
-
-def spread_scores(weights, graph, inputs, values):
-    """Scale the class logits of arbitrary weights to a deviation of 1, as benchmarks/peer_torchvision.py does.
-
-    Some pairs of RoI and class then pass the threshold, as with a trained model, and not all or none.
-    """
-    import tensorflow.compat.v1 as tf
-
-    with tf.Session(graph=graph) as session:
-        logits = session.run("fastrcnn/outputs/class/BiasAdd:0", dict(zip(inputs, values)))
-    weights["fastrcnn/outputs/class/W"] = weights["fastrcnn/outputs/class/W"] / logits.std()
 
 
 def time_training(overrides, repeats, beside=(), num_objects=NUM_OBJECTS):
