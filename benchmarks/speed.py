@@ -104,11 +104,17 @@ def inference_weights(detector):
     with tf.Graph().as_default():
         detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
         weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}
-    layers = [name[:-2] for name in weights if name.endswith("class/W") and not name.startswith("rpn/")]
     graph, inputs, _ = build_constant_graph(detector, weights, batch_size=1)
+
+    def of_boxes(names, end):  # in the order of their making, of a cascade's stages
+        return [name for name in names if name.endswith(end) and not name.startswith("rpn")]
+
+    layers = of_boxes([op.name for op in graph.get_operations()], "class/BiasAdd")
     with tf.Session(graph=graph) as session:
-        logits = session.run([f"{layer}/BiasAdd:0" for layer in layers], dict(zip(inputs, photos(1))))
-    return {**weights, **{f"{layer}/W": weights[f"{layer}/W"] / values.std() for layer, values in zip(layers, logits)}}
+        logits = session.run([f"{name}:0" for name in layers], dict(zip(inputs, photos(1))))
+    for name, values in zip(of_boxes(weights, "class/W"), logits):
+        weights[name] = weights[name] / values.std()
+    return weights
 
 
 def time_inference(overrides, repeats, beside=(), *, at_once=1):
