@@ -52,12 +52,12 @@ def export_model(
     saved_model: str | None = None,
     frozen: str | None = None,
     onnx: str | None = None,
-    for_gpu: bool | None = None,
+    machine: str | None = None,
 ) -> int:
     """Writes a model in each form that a path is given for, and prints how it compares with the predictor on photos.
 
-    photos: files, folders, globs; pictures are drawn where none is named. for_gpu: whether a SavedModel or frozen graph
-    has the operations that suit a GPU; by default where there is one. Returns the command's exit status. Raises
+    photos: files, folders, globs; pictures are drawn where none is named. machine: "cpu" or "gpu", what a SavedModel or
+    frozen graph is to run on; by default "gpu" where there is one. Returns the command's exit status. Raises
     ValueError, and keeps nothing of that form, when the results differ by more than the precision explains.
     """
     from FasterRCNN.engine import export, onnx_export, serving_graph
@@ -66,6 +66,7 @@ def export_model(
     from FasterRCNN.engine.predictor import build_constant_graph
     from FasterRCNN.engine.serving_resize import Resizing
     from FasterRCNN.modeling.build import build_detector
+    from FasterRCNN.ops.roi_align import portable_form
 
     quieten()
     for target in filter(None, (saved_model, frozen, onnx)):
@@ -79,8 +80,8 @@ def export_model(
         cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING
     )
 
-    def build(make: Callable, batch_size: int | None, *, pool_by_matrix: bool | None) -> ServingGraph:
-        detector = build_detector(cfg, pool_by_matrix=pool_by_matrix)
+    def build(make: Callable, batch_size: int | None, *, roi_align_form: str) -> ServingGraph:
+        detector = build_detector(cfg, roi_align_form=roi_align_form)
         network, _, _ = build_constant_graph(
             detector,
             weights,
@@ -102,14 +103,13 @@ def export_model(
 
     with build_predictor(cfg, weights, source=str(load_path)) as predictor:
         if saved_model or frozen:
-            by_matrix = None if for_gpu is None else not for_gpu
-            graph = build(serving_graph.build_serving_graph, None, pool_by_matrix=by_matrix)
+            graph = build(serving_graph.build_serving_graph, None, roi_align_form=portable_form(machine))
         if saved_model:
             keep(graph, saved_model, export.write_saved_model, export.open_saved_model)
         if frozen:
             keep(graph, frozen, export.write_frozen, lambda file: export.open_frozen(file, graph.outputs))
         if onnx:
-            graph = build(serving_graph.build_plain_graph, 1, pool_by_matrix=False)  # ONNX has no sparse matrices
+            graph = build(serving_graph.build_plain_graph, 1, roi_align_form="crops")  # ONNX has no sparse matrices
             keep(graph, onnx, onnx_export.write_onnx, onnx_export.open_onnx, takes_encoded=False)
     return 0
 

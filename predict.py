@@ -199,9 +199,8 @@ def main() -> int:
     if args.benchmark:
         return run_benchmark(args.load, args.inputs, overrides=changes, config_file=args.config_file)
     if any(exports.values()):
-        for_gpu = None if args.export_for is None else args.export_for == "gpu"
         return export_model(
-            args.load, args.inputs, overrides=changes, config_file=args.config_file, for_gpu=for_gpu, **exports
+            args.load, args.inputs, overrides=changes, config_file=args.config_file, machine=args.export_for, **exports
         )
     return run_prediction(
         args.load,

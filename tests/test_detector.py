@@ -30,6 +30,7 @@ from FasterRCNN.modeling.box_head import select_detections, with_one_filled
 from FasterRCNN.modeling.build import build_detector
 from FasterRCNN.modeling.rpn import Proposals, RPNOutput, sample_anchors
 from FasterRCNN.ops.anchors import grid_anchors
+from FasterRCNN.ops.roi_align import FORMS
 from tools.compare_reference import pad_image, training_inputs
 
 FPN_GN = {**GN_BACKBONE, "FPN.NORM": "GN", "FPN.NUM_CHANNEL": 32}
@@ -185,11 +186,12 @@ def test_a_step_gives_the_same_bits_every_time(changes):
 
 
 @pytest.mark.parametrize("changes", [{}, C4, {"ROIALIGN.SAMPLES": 0}], ids=["fpn", "c4", "as many samples as cells"])
-def test_losses_are_the_same_as_a_gpu_pools(changes):
-    models = [TinyModel(changes, pool_by_matrix=by_matrix) for by_matrix in (True, False)]
+def test_losses_are_the_same_in_each_form_of_roi_align(changes):
+    models = [TinyModel(changes, roi_align_form=form) for form in FORMS]
     for item in BATCH[:2]:
-        ours, of_gpu = (model.run(model.losses, [item]) for model in models)
-        assert of_gpu == pytest.approx(ours, rel=1e-4)
+        losses, *others = (model.run(model.losses, [item]) for model in models)
+        for other in others:
+            assert other == pytest.approx(losses, rel=1e-4)
 
 
 @pytest.fixture(scope="module", params=["fpn", "c4"])

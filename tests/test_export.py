@@ -341,13 +341,14 @@ def test_the_command_writes_all_it_is_asked_for(tiny, tmp_path, capsys):
         command.export_model(weights, saved_model=str(saved))
 
 
-@pytest.mark.parametrize("for_gpu, operation", [(False, "SparseMatrixMatMul"), (True, "CropAndResize")])
-def test_an_export_for_the_machine_it_will_run_on(tiny, tmp_path, for_gpu, operation):
+@pytest.mark.parametrize("machine, operation", [
+    ("cpu", "SparseMatrixMatMul"), ("gpu", "CropAndResize"), (None, "SparseMatrixMatMul")])
+def test_an_export_has_operations_of_tensorflow_for_the_machine_it_will_run_on(tiny, tmp_path, machine, operation):
     save_npz(tmp_path / "model.npz", tiny.weights, tiny.cfg.to_dict())
     file = tmp_path / "frozen.pb"
-    assert command.export_model(tmp_path / "model.npz", frozen=str(file), for_gpu=for_gpu) == 0
+    assert command.export_model(tmp_path / "model.npz", frozen=str(file), machine=machine) == 0
     graph = tf.GraphDef.FromString(file.read_bytes())
-    pooling = {node.op for node in graph.node} & {"SparseMatrixMatMul", "CropAndResize"}
+    pooling = {node.op for node in graph.node} & {"SparseMatrixMatMul", "CropAndResize", "PyramidRoiAlign"}
     assert pooling == {operation}
 
 

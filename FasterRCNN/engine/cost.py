@@ -30,10 +30,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One use of a kernel: the name scope of its operations, ending in '/', and the kernel's number of elements."""
+    """One use of a layer: its name, and what stands for its kernel in the graph."""
 
-    scope: str
-    kernel_size: int
+    name: str
+    kernel: tf.Tensor
 
 
 def measure_cost(
@@ -54,17 +54,16 @@ def measure_cost(
 
     def record(getter: Callable, name: str, *args: Any, **kwargs: Any) -> tf.Tensor:
         shapes[name] = tf.TensorShape(kwargs["shape"])
-        if name.endswith("/W"):
-            layers.append(_Layer(tf.get_variable_scope().original_name_scope, shapes[name].num_elements()))
         # In a variable's place: its start value would make most of the graph.
-        return tf.placeholder(tf.float32, shapes[name])
+        value = tf.placeholder(tf.float32, shapes[name])
+        if name.endswith("/W"):
+            layers.append(_Layer(name.removesuffix("/W"), value))
+        return value
 
-    with tf.Graph().as_default() as graph:
-        with tf.variable_scope(tf.get_variable_scope(), custom_getter=record):
-            _build(detector, image_size, num_proposals, num_detections)
-        products = [op for op in graph.get_operations() if op.type in _CELLS]
+    with tf.Graph().as_default(), tf.variable_scope(tf.get_variable_scope(), custom_getter=record):
+        _build(detector, image_size, num_proposals, num_detections)
     parameters = sum(shape.num_elements() for name, shape in shapes.items() if not name.endswith("/EMA"))
-    return Cost(parameters, 2 * sum(_cells(layer, products) * layer.kernel_size for layer in layers))
+    return Cost(parameters, 2 * sum(_cells(layer) * layer.kernel.shape.num_elements() for layer in layers))
 
 
 def _build(detector: Any, image_size: tuple[int, int], num_proposals: int, num_detections: int) -> None:
@@ -83,11 +82,23 @@ def _build(detector: Any, image_size: tuple[int, int], num_proposals: int, num_d
         detector.mask_head(features, tf.ones([num_detections], tf.int64))
 
 
-def _cells(layer: _Layer, products: list[tf.Operation]) -> int:
+def _cells(layer: _Layer) -> int:
     """The cells that meet the layer's kernel: images or RoIs × rows × columns."""
     # Of a convolution that is split into several, each covers all cells.
-    own = [_CELLS[op.type](op).shape[:-1].num_elements() for op in products if op.name.startswith(layer.scope)]
+    own = [_CELLS[op.type](op).shape[:-1].num_elements() for op in _products(layer.kernel)]
     if not own or None in own:
         reason = "of unknown shape" if own else "found"
-        raise ValueError(f"layer {layer.scope[:-1]}: no convolution or matrix product {reason}; its cost is unknown")
+        raise ValueError(f"layer {layer.name}: no convolution or matrix product {reason}; its cost is unknown")
     return max(own)
+
+
+def _products(kernel: tf.Tensor) -> list[tf.Operation]:
+    """The convolutions and matrix products that take the kernel, or what is made of it."""
+    found, tensors = [], [kernel]
+    while tensors:
+        for op in tensors.pop().consumers():
+            if op.type in _CELLS:
+                found.append(op)
+            else:
+                tensors.extend(op.outputs)
+    return found

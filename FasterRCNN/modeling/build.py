@@ -32,19 +32,19 @@ def on_one_device(x, name):
     return x
 
 
-def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, pool_by_matrix=None):
+def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, roi_align_form=None):
     """Return the Detector that a finalized configuration describes.
 
     is_training: whether `losses` will be called, not `detect`; the two may differ in precision, and synchronised batch
     normalisation is frozen for prediction. Its sum_over_devices(vector, name) adds up a vector over the devices of a
-    training step. pool_by_matrix: the form of ROIAlign, by_matrix of `roi_align`.
+    training step. roi_align_form: one of FORMS of ops/roi_align.py, by default that of this machine.
     """
     precision = cfg.TRAIN.PRECISION if is_training else cfg.TEST.PRECISION
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
     align = cfg.ROIALIGN
     sampling = {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE,
-                "by_matrix": pool_by_matrix}
+                "form": roi_align_form}
     parts = fpn_parts(cfg, backbone, sampling) if cfg.MODE_FPN else c4_parts(cfg, backbone, sampling)
     max_log_scale = float(np.log(cfg.FRCNN.MAX_SCALE or cfg.PREPROC.MAX_SIZE / 16.0))
     largest = -(-cfg.PREPROC.MAX_SIZE // parts["pad_multiple"]) * parts["pad_multiple"]

@@ -64,6 +64,21 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=
         return activation(x) if activation else x
 
 
+def conv2d_side_by_side(x, channels_of_scopes, kernel_size, *, initializer):
+    """Run several layers on the same input as one convolution, which reads it once: N×h×w×C -> list of N×h×w×channels.
+
+    channels_of_scopes: scope to channels, one layer each, with a bias.
+    """
+    kernels, biases = [], []
+    for scope, channels in channels_of_scopes.items():
+        with tf.variable_scope(scope):
+            shape = [kernel_size, kernel_size, x.shape[-1], channels]
+            kernels.append(tf.get_variable("W", shape, initializer=initializer))
+            biases.append(tf.get_variable("b", [channels], initializer=tf.zeros_initializer()))
+    x = tf.nn.conv2d(x, tf.cast(tf.concat(kernels, axis=3), x.dtype), 1, "SAME")
+    return tf.split(add_bias(x, tf.concat(biases, axis=0)), list(channels_of_scopes.values()), axis=3)
+
+
 def add_bias(x, bias):
     """Return x + bias in the type of x: …×C, float32 C -> …×C."""
     return tf.nn.bias_add(x, tf.cast(bias, x.dtype))

@@ -3,9 +3,12 @@ from functools import partial
 
 import tensorflow.compat.v1 as tf
 
+from .pooling_kernel import library, pool_by_kernel
 from .pooling_matrix import pool_by_matrix
 from .rows import permute_rows
 
+# In C++, for processors; by TensorFlow's own operations, for processors and for GPUs.
+FORMS = ("kernel", "matrix", "crops")
 MOST_SAMPLES = 1 << 12  # in a bin, along one axis; more than any RoI within an image takes
 
 
@@ -43,19 +46,33 @@ def repeat_edge(x):
     return tf.concat([y[:, :1], y, y[:, -1:]], axis=1), gradient
 
 
+def form_for_this_machine():
+    """Return which of FORMS is the fastest here."""
+    form = portable_form()
+    return "kernel" if form == "matrix" and library() else form
+
+
+def portable_form(machine=None):
+    """Return which of FORMS any TensorFlow can run and suits a "cpu" or "gpu"; by default what this machine has."""
+    machine = machine or ("gpu" if tf.config.list_physical_devices("GPU") else "cpu")
+    return {"cpu": "matrix", "gpu": "crops"}[machine]
+
+
 def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples=2, aligned=True, inclusive=False,
-              by_matrix=None):
+              form=None):
     """Pool boxes (pixels) from one map: B×h×w×C, R×4, int32 R -> R×size×size×C.
 
     Each bin is the mean of samples×samples values at the centres of its parts; the map is extended by one repeated
     cell, and samples beyond that are zero. samples 0: as many as the bin spans cells, rounded up. aligned, inclusive:
     see `boxes_in_cells`. `extent` (a LevelExtent) ends each image's map at its own cells; `feature` must then repeat
-    their edge. by_matrix: as `pool_by_matrix`, not as `crop_pooler`; by default where there is no GPU.
+    their edge. form: one of FORMS, by default this machine's.
     """
-    if by_matrix is None:
-        by_matrix = not tf.config.list_physical_devices("GPU")
-    pool = matrix_pooler(feature, extent) if by_matrix else crop_pooler(feature, extent)
+    form = form or form_for_this_machine()
     cells = boxes_in_cells(boxes, stride, aligned=aligned, inclusive=inclusive)
+    if form == "kernel":
+        return pool_by_kernel([feature], cells, tf.zeros_like(image_index), image_index, size, samples,
+                              [map_sizes(feature, extent)])
+    pool = matrix_pooler(feature, extent) if form == "matrix" else crop_pooler(feature, extent)
     if samples:
         pooled = pool(cells, image_index, size, (samples, samples))
     else:
@@ -63,10 +80,14 @@ def roi_align(feature, boxes, image_index, size, stride, extent=None, *, samples
     return tf.cast(pooled, feature.dtype)
 
 
+def map_sizes(feature, extent):
+    """Return rows and columns of each image's part of a map B×h×w×C: int32 B×2, or 1×2 for all. extent: LevelExtent."""
+    return extent.own_sizes(feature) if extent is not None else tf.shape(feature)[None, 1:3]
+
+
 def matrix_pooler(feature, extent):
     """Return pool(boxes, image_index, size, samples), of `pool_by_matrix`."""
-    map_sizes = extent.own_sizes(feature) if extent is not None else tf.shape(feature)[None, 1:3]
-    return partial(pool_by_matrix, feature, map_sizes=map_sizes)
+    return partial(pool_by_matrix, feature, map_sizes=map_sizes(feature, extent))
 
 
 def crop_pooler(feature, extent):
@@ -130,20 +151,30 @@ def pool_every_cell(pool, boxes, image_index, size, channels):
 def fpn_level(boxes, num_levels):
     """Return each box's index among P2.., float32 …: floor(4 + log2(√area / 224 + 1e-6)) − 2 (FPN, eq. 1)."""
     size = tf.sqrt(tf.maximum((boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1]), 0.0))
-    level = tf.floor(4.0 + tf.math.log(size / 224.0 + 1e-6) / tf.math.log(2.0))
-    return tf.clip_by_value(level - 2.0, 0.0, num_levels - 1.0)
+    level = tf.floor(4.0 + tf.math.log(size / 224.0 + 1e-6) / tf.math.log(2.0)) - 2.0
+    # Of a box that is no number, too, a level.
+    return tf.where(level > 0.0, tf.minimum(level, num_levels - 1.0), tf.zeros_like(level))
 
 
-def multilevel_roi_align(features, boxes, image_index, size, strides, extent=None, **sampling):
+def multilevel_roi_align(features, boxes, image_index, size, strides, extent=None, *, samples=2, aligned=True,
+                         inclusive=False, form=None):
     """Pool each box from the map of its size: list of B×h×w×C, R×4 pixels, int32 R -> R×size×size×C.
 
-    extent: a BatchExtent, where samples may lie beyond an image's own cells; sampling: as `roi_align`'s.
+    extent: a BatchExtent, where samples may lie beyond an image's own cells; the rest as `roi_align`.
     """
-    level = fpn_level(boxes, len(features))
-    members = [tf.where(tf.equal(level, float(i)))[:, 0] for i in range(len(features))]
-    pooled = [roi_align(feature, tf.gather(boxes, chosen), tf.gather(image_index, chosen), size, stride,
-                        extent=extent and extent.at(stride), **sampling)
-              for feature, stride, chosen in zip(features, strides, members)]
-    result = permute_rows(tf.concat(pooled, axis=0), tf.concat(members, axis=0))
+    level, form = fpn_level(boxes, len(features)), form or form_for_this_machine()
+    extents = [extent and extent.at(stride) for stride in strides]
+    if form == "kernel":
+        level = tf.cast(level, tf.int64)
+        own_stride = tf.gather(tf.constant(strides, tf.float32), level)[:, None]
+        cells = boxes_in_cells(boxes, own_stride, aligned=aligned, inclusive=inclusive)
+        result = pool_by_kernel(features, cells, level, image_index, size, samples,
+                                [map_sizes(*of_level) for of_level in zip(features, extents)])
+    else:
+        members = [tf.where(tf.equal(level, float(i)))[:, 0] for i in range(len(features))]
+        pooled = [roi_align(feature, tf.gather(boxes, chosen), tf.gather(image_index, chosen), size, stride,
+                            level_extent, samples=samples, aligned=aligned, inclusive=inclusive, form=form)
+                  for feature, stride, level_extent, chosen in zip(features, strides, extents, members)]
+        result = permute_rows(tf.concat(pooled, axis=0), tf.concat(members, axis=0))
     result.set_shape([boxes.shape[0], size, size, features[0].shape[-1]])
     return result
