@@ -65,11 +65,12 @@ def test_what_is_run_is_not_root(dockerfile):
 def test_make_targets_exist_and_take_the_build_argument(dockerfile):
     calls = [command[command.index("make"):] for command in commands_of(dockerfile)
              if "make" in command and "apt-get" not in command]
-    assert calls == [["make", "setup", "GPU=${GPU}"], ["make", "--touch", "setup", "GPU=${GPU}"]]
+    assert calls == [["make", "packages", "GPU=${GPU}"], ["make", "--touch", "packages", "GPU=${GPU}"],
+                     ["make", "setup", "GPU=${GPU}"]]
     assert ("ARG", "GPU=0") in dockerfile["program"]
     for device, wanted in (("0", "requirements-cpu.txt"), ("1", "requirements-gpu.txt")):
         # --what-if: as if nothing were set up here.
-        plan = subprocess.run(["make", "--dry-run", "--what-if=constraints.txt", "setup", f"GPU={device}"],
+        plan = subprocess.run(["make", "--dry-run", "--what-if=constraints.txt", "packages", f"GPU={device}"],
                               cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert f"--requirement {wanted}" in plan
 
@@ -91,9 +92,9 @@ def test_a_second_copy_does_not_install_again(tmp_path):
     stamp = tmp_path / ".venv" / "installed-gpu"
     stamp.touch()
     os.utime(stamp, (0, 0))
-    is_done = ["make", "--question", "setup"]
+    is_done = ["make", "--question", "packages"]
     assert subprocess.run(is_done, cwd=tmp_path).returncode == 1
-    subprocess.run(["make", "--touch", "setup", "GPU=1"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(["make", "--touch", "packages", "GPU=1"], cwd=tmp_path, check=True, capture_output=True)
     assert subprocess.run(is_done, cwd=tmp_path).returncode == 0
 
 
