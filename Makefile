@@ -9,8 +9,8 @@ DEVICE := $(if $(filter 1,$(GPU)),gpu,cpu)
 REQUIREMENTS := requirements.txt requirements-$(DEVICE).txt requirements-dev.txt
 # Says that $(VENV) is complete and which TensorFlow it holds; written last, so that an interrupted set-up starts again.
 STAMP := $(VENV)/installed-$(DEVICE)
-# Says that ROIAlign's operation was built for it.
-KERNEL := $(VENV)/kernel-$(DEVICE)
+# Says that the operations in C++ were built for it.
+KERNELS := $(VENV)/kernels-$(DEVICE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,7 +20,7 @@ help:  ## this list
 	@echo "usage: make TARGET [GPU=1] [PYTHON=python3.12]"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: packages $(KERNEL)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA), build ROIAlign (g++)
+setup: packages $(KERNELS)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA), build operations (g++)
 
 packages: $(STAMP)  ## of that the packages alone
 
@@ -51,10 +51,10 @@ clean:  ## remove .venv, caches and the demo's output
 	rm -rf $(VENV) $(DEMO_DIR) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(KERNEL): $(STAMP) FasterRCNN/ops/pooling_kernel.cc FasterRCNN/ops/pooling_kernel.py tools/build_kernel.py
-	@if command -v "$${CXX:-g++}" >/dev/null; then $(VENV)/bin/python tools/build_kernel.py && touch $@; \
-	else echo "note: without g++ ROIAlign takes a slower form on processors;" \
-	    "to have the fast one: sudo apt-get install g++ && make setup"; fi
+$(KERNELS): $(STAMP) $(wildcard FasterRCNN/ops/kernels/*.cc FasterRCNN/ops/kernels/*.h) tools/build_kernels.py
+	@if command -v "$${CXX:-g++}" >/dev/null; then $(VENV)/bin/python tools/build_kernels.py && touch $@; \
+	else echo "note: without g++ some operations are slower on processors;" \
+	    "to have the fast ones: sudo apt-get install g++ && make setup"; fi
 
 $(STAMP): $(REQUIREMENTS) constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \

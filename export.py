@@ -80,8 +80,8 @@ def export_model(
         cfg.PREPROC.TEST_SHORT_EDGE_SIZE, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING
     )
 
-    def build(make: Callable, batch_size: int | None, *, roi_align_form: str) -> ServingGraph:
-        detector = build_detector(cfg, roi_align_form=roi_align_form)
+    def build(make: Callable, batch_size: int | None, *, form: str) -> ServingGraph:
+        detector = build_detector(cfg, form=form)
         network, _, _ = build_constant_graph(
             detector,
             weights,
@@ -103,13 +103,13 @@ def export_model(
 
     with build_predictor(cfg, weights, source=str(load_path)) as predictor:
         if saved_model or frozen:
-            graph = build(serving_graph.build_serving_graph, None, roi_align_form=portable_form(machine))
+            graph = build(serving_graph.build_serving_graph, None, form=portable_form(machine))
         if saved_model:
             keep(graph, saved_model, export.write_saved_model, export.open_saved_model)
         if frozen:
             keep(graph, frozen, export.write_frozen, lambda file: export.open_frozen(file, graph.outputs))
         if onnx:
-            graph = build(serving_graph.build_plain_graph, 1, roi_align_form="crops")  # ONNX has no sparse matrices
+            graph = build(serving_graph.build_plain_graph, 1, form="crops")  # ONNX has no sparse matrices
             keep(graph, onnx, onnx_export.write_onnx, onnx_export.open_onnx, takes_encoded=False)
     return 0
 

@@ -187,7 +187,7 @@ def test_a_step_gives_the_same_bits_every_time(changes):
 
 @pytest.mark.parametrize("changes", [{}, C4, {"ROIALIGN.SAMPLES": 0}], ids=["fpn", "c4", "as many samples as cells"])
 def test_losses_are_the_same_in_each_form_of_roi_align(changes):
-    models = [TinyModel(changes, roi_align_form=form) for form in FORMS]
+    models = [TinyModel(changes, form=form) for form in FORMS]
     for item in BATCH[:2]:
         losses, *others = (model.run(model.losses, [item]) for model in models)
         for other in others:

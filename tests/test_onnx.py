@@ -30,7 +30,7 @@ MODELS = {
 
 def plain_graph(changes):
     cfg = tiny_config(changes)
-    detector = build_detector(cfg, roi_align_form="crops")
+    detector = build_detector(cfg, form="crops")
     with tf.Graph().as_default():
         detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
         weights = {v.op.name: reference_value(v.op.name, v.shape.as_list()) for v in tf.global_variables()}

@@ -60,7 +60,7 @@ def training_placement(name):
     compat.apply()
     with tf.Graph().as_default() as graph:
         sums = {"sum_over_devices": sum_over_gpus(gpus)} if gpus > 1 else {}
-        detector = build_detector(cfg, is_training=True, roi_align_form="crops", **sums)
+        detector = build_detector(cfg, is_training=True, form="crops", **sums)
         model = DetectorModel(detector, ims_per_gpu=batch, with_masks=True, clip_norm=1.0,
                               scales_loss=cfg.TRAIN.PRECISION == "fp16")
         trainer = GpuTrainer(list(range(gpus)))
@@ -72,7 +72,7 @@ def training_placement(name):
 @functools.cache
 def prediction_placement(name):
     changes, batch = PREDICTION[name]
-    detector = build_detector(tiny_config(changes), roi_align_form="crops")
+    detector = build_detector(tiny_config(changes), form="crops")
     with tf.Graph().as_default():
         detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
         weights = {v.op.name: np.ones(v.shape.as_list(), np.float32) for v in tf.global_variables()}

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow.compat.v1 as tf
 
 from ..ops.layers import sync_batch_norm
-from ..ops.roi_align import multilevel_roi_align, roi_align
+from ..ops.roi_align import form_for_this_machine, multilevel_roi_align, roi_align
 from .backbone import ResNet, normalize_image
 from .box_head import box_outputs, four_conv_one_fc_head, sample_rois, select_detections, two_fc_head
 from .cascade import BoxStage
@@ -32,19 +32,19 @@ def on_one_device(x, name):
     return x
 
 
-def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, roi_align_form=None):
+def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, form=None):
     """Return the Detector that a finalized configuration describes.
 
     is_training: whether `losses` will be called, not `detect`; the two may differ in precision, and synchronised batch
     normalisation is frozen for prediction. Its sum_over_devices(vector, name) adds up a vector over the devices of a
-    training step. roi_align_form: one of FORMS of ops/roi_align.py, by default that of this machine.
+    training step. form: of ROIAlign and suppression, one of FORMS of ops/roi_align.py; by default this machine's.
     """
     precision = cfg.TRAIN.PRECISION if is_training else cfg.TEST.PRECISION
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
-    align = cfg.ROIALIGN
+    align, form = cfg.ROIALIGN, form or form_for_this_machine()
     sampling = {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE,
-                "form": roi_align_form}
+                "form": form}
     parts = fpn_parts(cfg, backbone, sampling) if cfg.MODE_FPN else c4_parts(cfg, backbone, sampling)
     max_log_scale = float(np.log(cfg.FRCNN.MAX_SCALE or cfg.PREPROC.MAX_SIZE / 16.0))
     largest = -(-cfg.PREPROC.MAX_SIZE // parts["pad_multiple"]) * parts["pad_multiple"]
@@ -66,7 +66,7 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, ro
             # No image is larger, so that no batch's canvas changes the numbers that an image's anchors draw.
             sides=[-(-largest // stride) for stride in strides]),
         rpn_batch_per_image=cfg.RPN.BATCH_PER_IM,
-        propose=proposal_function(cfg, max_log_scale),
+        propose=proposal_function(cfg, max_log_scale, by_kernel=form == "kernel"),
         sample_rois=partial(sample_rois, total=cfg.FRCNN.BATCH_PER_IM, foreground_ratio=cfg.FRCNN.FG_RATIO,
                             foreground_thresh=cfg.FRCNN.FG_THRESH),
         box_stages=stages,
@@ -79,7 +79,7 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, ro
         **parts)
 
 
-def proposal_function(cfg, max_log_scale):
+def proposal_function(cfg, max_log_scale, *, by_kernel):
     """Return propose(rpn, image_size, training) with the counts of the configured mode."""
     joint = cfg.MODE_FPN and cfg.FPN.PROPOSAL_MODE == "Joint"
     if cfg.MODE_FPN and not joint:
@@ -92,7 +92,7 @@ def proposal_function(cfg, max_log_scale):
         pre, post = counts[training]
         return propose(rpn, image_size, pre_nms_topk=pre, post_nms_topk=post, nms_thresh=cfg.RPN.PROPOSAL_NMS_THRESH,
                        min_size=cfg.RPN.MIN_SIZE, max_log_scale=max_log_scale, joint=joint,
-                       keep_pixel=cfg.ROIALIGN.INCLUSIVE)
+                       keep_pixel=cfg.ROIALIGN.INCLUSIVE, by_kernel=by_kernel)
     return proposals
 
 

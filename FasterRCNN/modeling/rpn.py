@@ -120,11 +120,12 @@ def inside_image(anchors, image_size):
 
 
 def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_size, max_log_scale, joint,
-            keep_pixel=False):
+            keep_pixel=False, by_kernel=False):
     """Turn the head's output into at most `post_nms_topk` proposals an image, without gradient.
 
     Per level, the best `pre_nms_topk` anchors are decoded, clipped and suppressed, at most `post_nms_topk` kept; then
-    the best `post_nms_topk` of all levels by logit. joint: one suppression over all levels together.
+    the best `post_nms_topk` of all levels by logit. joint: one suppression over all levels together. by_kernel: as
+    `batched_nms`.
     """
     groups = list(zip(rpn.objectness, rpn.deltas, rpn.anchors, rpn.on_image))
     if joint:
@@ -135,7 +136,7 @@ def propose(rpn, image_size, *, pre_nms_topk, post_nms_topk, nms_thresh, min_siz
                   for group in groups]
     boxes = tf.concat([boxes for boxes, _ in candidates], axis=0)
     scores = tf.concat([scores for _, scores in candidates], axis=0)
-    indices, valid = batched_nms(boxes, scores, nms_thresh, post_nms_topk)
+    indices, valid = batched_nms(boxes, scores, nms_thresh, post_nms_topk, by_kernel=by_kernel)
     scores = tf.where(valid, gather_rows(scores, indices), tf.fill(tf.shape(valid), EMPTY))
     boxes = gather_rows(boxes, indices)
     if len(groups) > 1:

@@ -1,14 +1,21 @@
 """Non-maximum suppression of many sets of boxes at once."""
 import tensorflow.compat.v1 as tf
 
+from .kernels import built_library
 from .rows import map_rows
 
 
-def batched_nms(boxes, scores, iou_threshold, max_output):
+def batched_nms(boxes, scores, iou_threshold, max_output, *, by_kernel=False):
     """Suppress within each row: boxes N×k×4 (pixels), scores N×k (−inf = empty slot).
 
-    Returns (indices int64 N×max_output into the k, valid bool N×max_output), by descending score.
+    Returns (indices int64 N×max_output into the k, valid bool N×max_output), by descending score. by_kernel: by the
+    operation in C++ (kernels/suppress.cc), with the same results.
     """
+    if by_kernel:
+        indices = built_library().suppress_rows(
+            boxes=boxes, scores=scores, iou_threshold=iou_threshold, max_output=max_output)
+        return tf.maximum(indices, 0), indices >= 0
+
     def one(row):
         # The public function runs a loop of small operations; this is the kernel.
         kept = tf.raw_ops.NonMaxSuppressionV4(

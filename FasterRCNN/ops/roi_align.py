@@ -3,7 +3,8 @@ from functools import partial
 
 import tensorflow.compat.v1 as tf
 
-from .pooling_kernel import library, pool_by_kernel
+from .kernels import library
+from .pooling_kernel import pool_by_kernel
 from .pooling_matrix import pool_by_matrix
 from .rows import permute_rows
 

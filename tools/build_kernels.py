@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Build the operation of FasterRCNN/ops/pooling_kernel.cc for the TensorFlow of this Python: `make setup` does.
+"""Build the operations of FasterRCNN/ops/kernels for the TensorFlow of this Python: `make setup` does.
 
-    .venv/bin/python tools/build_kernel.py
+    .venv/bin/python tools/build_kernels.py
 
 The compiler is g++, or what the environment variable CXX names. What is built already is left as it is.
 """
@@ -16,14 +16,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
-from FasterRCNN.ops.pooling_kernel import SOURCE, library_file  # noqa: E402
+from FasterRCNN.ops.kernels import SOURCES, library_file  # noqa: E402
 
 
 def command(compiler, output):
-    """Return the compiler's command line; TensorFlow's headers are a system's, whose warnings are not ours."""
+    """Return the compiler's command line; TensorFlow's headers are a system's, whose warnings are not ours.
+
+    Products and sums are rounded one by one, so that all processors give the same.
+    """
     flags = [flag.replace("-I", "-isystem", 1) for flag in tf.sysconfig.get_compile_flags()]
-    return [*compiler, "-O3", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", *flags, str(SOURCE), "-o",
-            str(output), *tf.sysconfig.get_link_flags()]
+    return [*compiler, "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", *flags,
+            *map(str, SOURCES), "-o", str(output), *tf.sysconfig.get_link_flags()]
 
 
 def build(compiler):
@@ -37,7 +40,7 @@ def build(compiler):
     try:
         run = subprocess.run(command(compiler, part), capture_output=True, text=True)
         if run.returncode:
-            raise RuntimeError(f"{shlex.join(compiler)} could not compile {SOURCE.name}: {run.stderr.strip()[-2000:]}")
+            raise RuntimeError(f"{shlex.join(compiler)} could not compile the operations: {run.stderr.strip()[-2000:]}")
         sys.stderr.write(run.stderr)
         part.replace(target)
     finally:
@@ -48,7 +51,7 @@ def build(compiler):
 def main():
     compiler = shlex.split(os.environ.get("CXX", "g++"))
     try:
-        print(f"ROIAlign for processors: {build(compiler).name}")
+        print(f"operations for processors: {build(compiler).name}")
     except FileNotFoundError:
         print(f"error: {compiler[0]} cannot be found. Install: sudo apt-get install g++", file=sys.stderr)
         return 1

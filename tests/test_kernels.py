@@ -1,6 +1,7 @@
-"""ROIAlign's operation in C++: its types, what it refuses, and how it is built. What it computes: test_roi_align.py."""
+"""The operations in C++: types, what they refuse, how they are built. Results: test_roi_align.py, test_nms.py."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 import tensorflow.compat.v1 as tf
 from tiny import evaluate
 
-from FasterRCNN.ops import pooling_kernel
-from FasterRCNN.ops.pooling_kernel import library_file, pool_by_kernel
+from FasterRCNN.ops import kernels
+from FasterRCNN.ops.kernels import library_file
+from FasterRCNN.ops.pooling_kernel import pool_by_kernel
 from FasterRCNN.ops.roi_align import form_for_this_machine, multilevel_roi_align
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,32 +89,32 @@ def test_a_map_that_claims_more_cells_than_it_has_ends_at_its_own():
     assert pooled[0, 0, 0, 0] == pytest.approx(1) and pooled[0, 2, 2, 0] == 0
 
 
-def test_without_it_the_matrix_takes_its_place(monkeypatch):
+def test_without_them_the_matrix_takes_their_place(monkeypatch):
     assert form_for_this_machine() == "kernel"
-    monkeypatch.setattr(pooling_kernel, "library_file", lambda: Path("nowhere.so"))
-    pooling_kernel.library.cache_clear()
+    monkeypatch.setattr(kernels, "library_file", lambda: Path("nowhere.so"))
+    kernels.library.cache_clear()
     try:
         assert form_for_this_machine() == "matrix"
-        with pytest.raises(RuntimeError, match="pooling_kernel.cc is not built: tools/build_kernel.py does that"):
+        with pytest.raises(RuntimeError, match="kernels are not built: tools/build_kernels.py does that"):
             pool_by_kernel([], None, None, None, 7, 2, [])
     finally:
-        pooling_kernel.library.cache_clear()
+        kernels.library.cache_clear()
 
 
 def test_a_library_that_cannot_be_loaded_is_named(monkeypatch, tmp_path):
     file = tmp_path / "broken.so"
     file.write_bytes(b"no library")
-    monkeypatch.setattr(pooling_kernel, "library_file", lambda: file)
-    pooling_kernel.library.cache_clear()
+    monkeypatch.setattr(kernels, "library_file", lambda: file)
+    kernels.library.cache_clear()
     try:
-        with pytest.raises(RuntimeError, match="broken.so cannot be loaded: .* Delete it, and tools/build_kernel.py"):
+        with pytest.raises(RuntimeError, match="broken.so cannot be loaded: .* Delete it, and tools/build_kernels.py"):
             form_for_this_machine()
     finally:
-        pooling_kernel.library.cache_clear()
+        kernels.library.cache_clear()
 
 
 def build(compiler):
-    return subprocess.run([sys.executable, str(ROOT / "tools" / "build_kernel.py")], capture_output=True, text=True,
+    return subprocess.run([sys.executable, str(ROOT / "tools" / "build_kernels.py")], capture_output=True, text=True,
                           env={**os.environ, "CXX": compiler})
 
 
@@ -125,15 +127,17 @@ def test_what_is_built_is_left_and_named():
 
 @pytest.mark.parametrize("compiler, words", [
     ("no-such-compiler", "error: no-such-compiler cannot be found. Install: sudo apt-get install g++"),
-    ("false", "error: false could not compile pooling_kernel.cc"),
+    ("false", "error: false could not compile the operations"),
 ])
 def test_a_build_that_fails_says_why(tmp_path, compiler, words):
     """With a source of its own, which nothing is built of."""
-    for name in ("FasterRCNN/__init__.py", "FasterRCNN/ops/__init__.py", "FasterRCNN/ops/pooling_kernel.py",
-                 "FasterRCNN/ops/pooling_kernel.cc", "tools/build_kernel.py"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    run = subprocess.run([sys.executable, str(tmp_path / "tools" / "build_kernel.py")], capture_output=True, text=True,
+    sources = [ROOT / "FasterRCNN" / "__init__.py", ROOT / "FasterRCNN" / "ops" / "__init__.py",
+               *(ROOT / "FasterRCNN" / "ops" / "kernels").glob("*.[cph]*"), ROOT / "tools" / "build_kernels.py"]
+    for file in sources:
+        copy = tmp_path / file.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy)
+    run = subprocess.run([sys.executable, str(tmp_path / "tools" / "build_kernels.py")], capture_output=True, text=True,
                          env={**os.environ, "CXX": compiler})
     assert run.returncode == 1 and words in run.stderr and "Traceback" not in run.stderr
     assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("*.part"))

@@ -1,26 +1,14 @@
 // ROIAlign over all maps of a feature pyramid at once, and its gradient, on processors.
 //
-// As pooling_matrix.py, which is its reference and takes its place where this is not built. Every sum is made by one
-// thread in a fixed order, so that results are the same each time and with any number of threads.
+// As ops/pooling_matrix.py, which takes its place where this is not built. Every sum is made by one thread in a fixed
+// order, so that results are the same each time and with any number of threads.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
-#include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/op_kernel.h"
-#include "tensorflow/core/framework/shape_inference.h"
-#include "tensorflow/core/util/work_sharder.h"
-
-// Compiled for each of these and chosen when run: what is built here may be carried to another processor.
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define FOR_EACH_PROCESSOR __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define FOR_EACH_PROCESSOR
-#endif
-#define INLINE inline __attribute__((always_inline))
+#include "kernel.h"
 
 namespace {
 
@@ -41,11 +29,6 @@ struct Pair {
     second += weight * other.second;
   }
 };
-
-template <typename... Parts>
-absl::Status Invalid(const Parts&... parts) {
-  return absl::InvalidArgumentError(absl::StrCat(parts...));
-}
 
 template <typename To, typename From>
 INLINE To SameBits(const From& from) {
@@ -339,12 +322,6 @@ class OfRoIs : public OpKernel {
   static Map<T> MapOf(T* cells, const TensorShape& shape, const Tensor& sizes) {
     return {cells, shape.dim_size(0), shape.dim_size(1), shape.dim_size(2), sizes.flat<int32_t>().data(),
             sizes.dim_size(0) == 1};
-  }
-
-  static void InParallel(OpKernelContext* context, int64_t count, int64_t cost,
-                         const std::function<void(int64_t, int64_t)>& work) {
-    const auto* threads = context->device()->tensorflow_cpu_worker_threads();
-    Shard(threads->num_threads, threads->workers, count, cost, work);
   }
 
   int size_, samples_;

@@ -1,0 +1,40 @@
+"""Operations in C++ for processors, where TensorFlow's own are slow: ROIAlign (roi_align.cc), NMS (suppress.cc).
+
+`make setup` builds them with tools/build_kernels.py where there is a compiler. Without them TensorFlow's operations do
+the same, slower; so they do on GPUs and in exports, which other programs run.
+"""
+import functools
+import hashlib
+import platform
+from pathlib import Path
+
+import tensorflow.compat.v1 as tf
+
+FOLDER = Path(__file__).resolve().parent
+SOURCES = sorted(FOLDER.glob("*.cc"))
+
+
+def library_file():
+    """Return the path of what is built, which may not exist: its own for each TensorFlow, processor and source."""
+    code = hashlib.sha256(b"".join(file.read_bytes() for file in [*SOURCES, *sorted(FOLDER.glob("*.h"))]))
+    return FOLDER / f"kernels-tensorflow-{tf.__version__}-{platform.machine()}-{code.hexdigest()[:8]}.so"
+
+
+@functools.cache
+def library():
+    """Return the module of the operations, or None where they are not built; RuntimeError if they cannot be loaded."""
+    file = library_file()
+    if not file.exists():
+        return None
+    try:
+        return tf.load_op_library(str(file))
+    except tf.errors.NotFoundError as error:
+        raise RuntimeError(
+            f"{file} cannot be loaded: {error.message}. Delete it, and tools/build_kernels.py builds it anew") from None
+
+
+def built_library():
+    """Return the module of the operations; RuntimeError where they are not built."""
+    if not library():
+        raise RuntimeError("the operations of FasterRCNN/ops/kernels are not built: tools/build_kernels.py does that")
+    return library()
