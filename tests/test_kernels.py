@@ -89,12 +89,20 @@ def test_a_map_that_claims_more_cells_than_it_has_ends_at_its_own():
     assert pooled[0, 0, 0, 0] == pytest.approx(1) and pooled[0, 2, 2, 0] == 0
 
 
-def test_without_them_the_matrix_takes_their_place(monkeypatch):
+@pytest.mark.parametrize("older, words", [
+    ([], ""),
+    (["kernels-tensorflow-1.so"], "note: kernels-tensorflow-1.so is of another TensorFlow or an older source, so slower "
+                                  "operations take its place: `make setup` builds it anew\n"),
+])
+def test_without_them_the_matrix_takes_their_place(monkeypatch, tmp_path, capsys, older, words):
     assert form_for_this_machine() == "kernel"
-    monkeypatch.setattr(kernels, "library_file", lambda: Path("nowhere.so"))
+    for name in older:
+        (tmp_path / name).touch()
+    monkeypatch.setattr(kernels, "library_file", lambda: tmp_path / "kernels-this.so")
     kernels.library.cache_clear()
     try:
-        assert form_for_this_machine() == "matrix"
+        assert form_for_this_machine() == form_for_this_machine() == "matrix"
+        assert capsys.readouterr().err == words
         with pytest.raises(RuntimeError, match="kernels are not built: tools/build_kernels.py does that"):
             pool_by_kernel([], None, None, None, 7, 2, [])
     finally:

@@ -6,6 +6,7 @@ the same, slower; so they do on GPUs and in exports, which other programs run.
 import functools
 import hashlib
 import platform
+import sys
 from pathlib import Path
 
 import tensorflow.compat.v1 as tf
@@ -25,6 +26,9 @@ def library():
     """Return the module of the operations, or None where they are not built; RuntimeError if they cannot be loaded."""
     file = library_file()
     if not file.exists():
+        if others := sorted(file.parent.glob("kernels-*.so")):
+            print(f"note: {others[0].name} is of another TensorFlow or an older source, so slower operations take its "
+                  "place: `make setup` builds it anew", file=sys.stderr)
         return None
     try:
         return tf.load_op_library(str(file))

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 
 #include "absl/strings/str_cat.h"
 #include "tensorflow/core/framework/op.h"
