@@ -91,8 +91,8 @@ def test_a_map_that_claims_more_cells_than_it_has_ends_at_its_own():
 
 @pytest.mark.parametrize("older, words", [
     ([], ""),
-    (["kernels-old.so"], "note: kernels-old.so is of another TensorFlow or an older source, so slower operations take its "
-                         "place: `make setup` builds it anew\n"),
+    (["kernels-old.so"], "note: kernels-old.so is of another TensorFlow or an older source, so slower operations take "
+                         "its place: `make setup` builds it anew\n"),
 ])
 def test_without_them_the_matrix_takes_their_place(monkeypatch, tmp_path, capsys, older, words):
     assert form_for_this_machine() == "kernel"
