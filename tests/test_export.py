@@ -26,6 +26,7 @@ from FasterRCNN.engine.serving_resize import Resizing
 from FasterRCNN.imaging.read import decode_image
 from FasterRCNN.imaging.resize import resize_image
 from FasterRCNN.modeling.build import build_detector
+from FasterRCNN.ops.roi_align import portable_form
 from FasterRCNN.structures import Categories
 from inference import build_predictor
 
@@ -43,7 +44,7 @@ def tiny_config(**changes):
 
 
 def serving_of(cfg, weights):
-    detector = build_detector(cfg)
+    detector = build_detector(cfg, form=portable_form())
     resizing = Resizing(96, cfg.PREPROC.MAX_SIZE, cfg.PREPROC.RESIZE, cfg.PREPROC.SIZE_ROUNDING)
     network, _, _ = build_constant_graph(
         detector, weights, batch_size=None, image_dtype=resizing.dtype.as_numpy_dtype
