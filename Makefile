@@ -14,7 +14,7 @@ KERNELS := $(VENV)/kernels-$(DEVICE)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help packages setup horovod demo demo-extras export-extras test lint lock clean
+.PHONY: help missing packages setup horovod demo demo-extras export-extras test lint lock clean
 
 help:  ## this list
 	@echo "usage: make TARGET [GPU=1] [PYTHON=python3.12]"
@@ -23,6 +23,8 @@ help:  ## this list
 setup: packages $(KERNELS)  ## make .venv with the pinned packages (GPU=1: TensorFlow with CUDA), build operations (g++)
 
 packages: $(STAMP)  ## of that the packages alone
+
+missing:
 
 horovod: setup  ## build Horovod for the TensorFlow in .venv (needs g++; GPU=1: NCCL, needs the CUDA toolkit)
 	$(VENV)/bin/python tools/build_horovod.py $(if $(filter 1,$(GPU)),--gpu)
@@ -51,8 +53,10 @@ clean:  ## remove .venv, caches and the demo's output
 	rm -rf $(VENV) $(DEMO_DIR) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(KERNELS): $(STAMP) $(wildcard FasterRCNN/ops/kernels/*.cc FasterRCNN/ops/kernels/*.h) tools/build_kernels.py
-	@if command -v "$${CXX:-g++}" >/dev/null; then $(VENV)/bin/python tools/build_kernels.py && touch $@; \
+# Again, too, where what was built is gone.
+$(KERNELS): $(STAMP) $(wildcard FasterRCNN/ops/kernels/*.cc FasterRCNN/ops/kernels/*.h FasterRCNN/ops/kernels/*.py) \
+            $(if $(wildcard FasterRCNN/ops/kernels/*.so),,missing)
+	@set -- $${CXX:-g++}; if command -v "$$1" >/dev/null; then $(VENV)/bin/python tools/build_kernels.py && touch $@; \
 	else echo "note: without g++ some operations are slower on processors;" \
 	    "to have the fast ones: sudo apt-get install g++ && make setup"; fi
 

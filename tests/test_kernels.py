@@ -82,6 +82,19 @@ def test_what_lies_outside_the_maps_is_refused(change, words):
         session.run(pool_by_kernel(**arguments))
 
 
+def test_maps_without_channels_or_images_have_empty_gradients():
+    def gradient(feature, num_rois, map_sizes):
+        index = tf.zeros([num_rois], tf.int32)
+        pooled = pool_by_kernel([feature], tf.zeros([num_rois, 4]), index, index, 2, 2, [map_sizes])
+        return tf.gradients(pooled, feature)[0]
+
+    def build(no_channels, no_images):
+        return gradient(no_channels, 1, tf.constant([[4, 4]])), gradient(no_images, 0, tf.zeros([0, 2], tf.int32))
+
+    gradients = evaluate(build, np.zeros([1, 4, 4, 0], np.float32), np.zeros([0, 4, 0, 3], np.float32))
+    assert [found.shape for found in gradients] == [(1, 4, 4, 0), (0, 4, 0, 3)]
+
+
 def test_a_map_that_claims_more_cells_than_it_has_ends_at_its_own():
     pooled = evaluate(lambda x: pool_by_kernel([x], tf.constant([[0.0, 0.0, 9.0, 9.0]]), tf.constant([0]),
                                                tf.constant([0]), 3, 2, [tf.constant([[9, 9]])]),
@@ -92,7 +105,7 @@ def test_a_map_that_claims_more_cells_than_it_has_ends_at_its_own():
 @pytest.mark.parametrize("older, words", [
     ([], ""),
     (["kernels-old.so"], "note: kernels-old.so is of another TensorFlow or an older source, so slower operations take "
-                         "its place: `make setup` builds it anew\n"),
+                         "its place: run tools/build_kernels.py\n"),
 ])
 def test_without_them_the_matrix_takes_their_place(monkeypatch, tmp_path, capsys, older, words):
     assert form_for_this_machine() == "kernel"
@@ -136,6 +149,7 @@ def test_what_is_built_is_left_and_named():
 @pytest.mark.parametrize("compiler, words", [
     ("no-such-compiler", "error: no-such-compiler cannot be found. Install: sudo apt-get install g++"),
     ("false", "error: false could not compile the operations"),
+    ("false -O2", "error: false -O2 could not compile the operations"),
 ])
 def test_a_build_that_fails_says_why(tmp_path, compiler, words):
     """With a source of its own, which nothing is built of."""

@@ -87,6 +87,14 @@ def test_scores_of_other_boxes_are_refused():
         session.run(batched_nms(np.zeros([1, 3, 4], np.float32), np.zeros([1, 2], np.float32), 0.5, 3, by_kernel=True))
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.5, float("nan")])
+def test_a_threshold_that_is_no_iou_is_refused(threshold):
+    boxes, scores = np.zeros([1, 3, 4], np.float32), np.zeros([1, 3], np.float32)
+    with tf.Graph().as_default(), tf.Session() as session, pytest.raises(
+            tf.errors.InvalidArgumentError, match=r"iou_threshold must be in \[0, 1\]"):
+        session.run(batched_nms(boxes, scores, threshold, 3, by_kernel=True))
+
+
 @pytest.mark.parametrize("num_labels", [1, 3, 80])
 def test_boxes_moved_apart_are_suppressed_within_labels_only(num_labels):
     boxes, scores = clustered_boxes(60, 7)

@@ -16,17 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import tensorflow.compat.v1 as tf  # noqa: E402
 
-from FasterRCNN.ops.kernels import SOURCES, library_file  # noqa: E402
+from FasterRCNN.ops.kernels import FLAGS, SOURCES, library_file  # noqa: E402
 
 
 def command(compiler, output):
-    """Return the compiler's command line; TensorFlow's headers are a system's, whose warnings are not ours.
-
-    Products and sums are rounded one by one, so that all processors give the same.
-    """
+    """Return the compiler's command line; TensorFlow's headers are a system's, whose warnings are not ours."""
     flags = [flag.replace("-I", "-isystem", 1) for flag in tf.sysconfig.get_compile_flags()]
-    return [*compiler, "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi", *flags,
-            *map(str, SOURCES), "-o", str(output), *tf.sysconfig.get_link_flags()]
+    return [*compiler, *FLAGS, *flags, *map(str, SOURCES), "-o", str(output), *tf.sysconfig.get_link_flags()]
 
 
 def build(compiler):
@@ -34,27 +30,27 @@ def build(compiler):
     target = library_file()
     if target.exists():
         return target
-    for of_older_source in target.parent.glob(f"{target.stem.rpartition('-')[0]}-*.so"):
-        of_older_source.unlink()
     part = target.with_suffix(f".{os.getpid()}.part")
     try:
         run = subprocess.run(command(compiler, part), capture_output=True, text=True)
+    except FileNotFoundError:
+        raise RuntimeError(f"{compiler[0]} cannot be found. Install: sudo apt-get install g++") from None
+    try:
         if run.returncode:
             raise RuntimeError(f"{shlex.join(compiler)} could not compile the operations: {run.stderr.strip()[-2000:]}")
         sys.stderr.write(run.stderr)
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+    for other in target.parent.glob(f"{target.stem.rpartition('-')[0]}-*.so"):
+        if other != target:  # of an older source
+            other.unlink(missing_ok=True)
     return target
 
 
 def main():
-    compiler = shlex.split(os.environ.get("CXX", "g++"))
     try:
-        print(f"operations for processors: {build(compiler).name}")
-    except FileNotFoundError:
-        print(f"error: {compiler[0]} cannot be found. Install: sudo apt-get install g++", file=sys.stderr)
-        return 1
+        print(f"operations for processors: {build(shlex.split(os.environ.get('CXX') or 'g++')).name}")
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

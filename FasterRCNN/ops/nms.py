@@ -9,7 +9,7 @@ def batched_nms(boxes, scores, iou_threshold, max_output, *, by_kernel=False):
     """Suppress within each row: boxes N×k×4 (pixels), scores N×k (−inf = empty slot).
 
     Returns (indices int64 N×max_output into the k, valid bool N×max_output), by descending score. by_kernel: by the
-    operation in C++ (kernels/suppress.cc), with the same results.
+    operation in C++ (kernels/suppress.cc), with the same results for finite boxes.
     """
     if by_kernel:
         indices = built_library().suppress_rows(

@@ -132,8 +132,9 @@ def pool_every_cell(pool, boxes, image_index, size, channels):
     pool(boxes, image_index, size, (rows, columns)) -> r×size×size×channels. RoIs that take equally many samples are
     pooled together.
     """
-    counts = tf.cast(tf.math.ceil((boxes[:, 2:] - boxes[:, :2]) / size), tf.int32)
-    counts = tf.clip_by_value(counts, 1, MOST_SAMPLES)
+    counts = tf.math.ceil((boxes[:, 2:] - boxes[:, :2]) / size)
+    # Of a box that is no number, one; of a huge one not what is left of it in an integer.
+    counts = tf.cast(tf.minimum(tf.where(counts > 1.0, counts, tf.ones_like(counts)), MOST_SAMPLES), tf.int32)
     kinds, kind_of_box = tf.unique(counts[:, 1] * (MOST_SAMPLES + 1) + counts[:, 0])
     num_kinds = tf.size(kinds)
 

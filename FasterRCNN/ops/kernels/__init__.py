@@ -13,11 +13,14 @@ import tensorflow.compat.v1 as tf
 
 FOLDER = Path(__file__).resolve().parent
 SOURCES = sorted(FOLDER.glob("*.cc"))
+# Products and sums are rounded one by one, so that all processors give the same.
+FLAGS = ("-O3", "-ffp-contract=off", "-fPIC", "-shared", "-Wall", "-Wextra", "-Wno-psabi")
 
 
 def library_file():
     """Return the path of what is built, which may not exist: its own for each TensorFlow, processor and source."""
-    code = hashlib.sha256(b"".join(file.read_bytes() for file in [*SOURCES, *sorted(FOLDER.glob("*.h"))]))
+    files = [*SOURCES, *sorted(FOLDER.glob("*.h"))]
+    code = hashlib.sha256(" ".join(FLAGS).encode() + b"".join(file.read_bytes() for file in files))
     return FOLDER / f"kernels-tensorflow-{tf.__version__}-{platform.machine()}-{code.hexdigest()[:8]}.so"
 
 
@@ -28,7 +31,7 @@ def library():
     if not file.exists():
         if others := sorted(file.parent.glob("kernels-*.so")):
             print(f"note: {others[0].name} is of another TensorFlow or an older source, so slower operations take its "
-                  "place: `make setup` builds it anew", file=sys.stderr)
+                  "place: run tools/build_kernels.py", file=sys.stderr)
         return None
     try:
         return tf.load_op_library(str(file))

@@ -379,12 +379,13 @@ class PyramidRoiAlignGrad : public OfRoIs {
       Tensor* of_map;
       OP_REQUIRES_OK(context, context->allocate_output(i, shapes[i], &of_map));
       maps.push_back(MapOf<T>(of_map->flat<T>().data(), shapes[i], sizes[i]));
-      const int64_t height = maps[i].height, rows = std::max<int64_t>(1, kBandSize / (maps[i].width * channels));
+      const int64_t height = maps[i].height, rows = std::max<int64_t>(1, kBandSize / std::max<int64_t>(1, maps[i].width * channels));
       for (int64_t image = 0; image < images; ++image)
         for (int64_t first = 0; first < height; first += rows)
           bands.push_back({static_cast<int64_t>(i), image, first, std::min(first + rows, height)});
     }
     const T* from = of_pooled.flat<T>().data();
+    mutex of_status;
     InParallel(context, bands.size(), int64_t{1} << 20, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const Band& band = bands[i];
@@ -395,7 +396,12 @@ class PyramidRoiAlignGrad : public OfRoIs {
           sums = map.cells + (band.image * map.height + band.first) * map.width * channels;
         } else {
           const TensorShape shape({band.end - band.first, map.width, channels});
-          OP_REQUIRES_OK(context, context->allocate_temp(DT_FLOAT, shape, &scratch));
+          const absl::Status status = context->allocate_temp(DT_FLOAT, shape, &scratch);
+          if (!status.ok()) {
+            const mutex_lock lock(of_status);
+            context->SetStatus(status);
+            return;
+          }
           sums = scratch.flat<float>().data();
         }
         Spread(map, rois, band.level, band.image, channels, band.first, band.end, from, sums);

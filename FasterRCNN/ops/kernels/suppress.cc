@@ -1,5 +1,5 @@
-// Non-maximum suppression of many rows of boxes, on processors: the greedy loop of TensorFlow's NonMaxSuppressionV4, of
-// which it is to give the very results, over many kept boxes at a time.
+// Non-maximum suppression of many rows of boxes, on processors: the greedy loop of TensorFlow's NonMaxSuppressionV4, over
+// many kept boxes at a time, with the very results for boxes whose areas are finite numbers.
 #include <algorithm>
 #include <limits>
 #include <numeric>
@@ -79,6 +79,8 @@ class SuppressRows : public OpKernel {
   explicit SuppressRows(OpKernelConstruction* context) : OpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("iou_threshold", &threshold_));
     OP_REQUIRES_OK(context, context->GetAttr("max_output", &most_));
+    OP_REQUIRES(context, threshold_ >= 0 && threshold_ <= 1,
+                Invalid("iou_threshold must be in [0, 1]: got ", threshold_));
   }
 
   void Compute(OpKernelContext* context) override {
