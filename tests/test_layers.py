@@ -10,6 +10,7 @@ from FasterRCNN.modeling.box_head import normalized_convs
 from FasterRCNN.ops.extent import BatchExtent
 from FasterRCNN.ops.layers import (
     NORM_EPSILON,
+    conv1x1_own_class,
     conv2d,
     deconv2d,
     frozen_variables,
@@ -223,3 +224,30 @@ def test_convolution_without_norm():
     kernel, = values("layer", W=(3, 3, 3, 5))
     ours = evaluate(lambda x: conv2d(x, 5, 3, "layer", stride=2, padding=((1, 0), (1, 0)), norm="None"), x)
     assert ours == pytest.approx(numpy_conv(x, kernel, 2, ((1, 0), (1, 0))), abs=1e-4)
+
+
+def test_maps_of_each_roi_s_own_class():
+    """Logits and gradients are those of the convolution to all classes, of which one is picked; background takes any."""
+    x, labels = feature(4, 3, 5, 6), np.array([5, 1, 3, 5])
+    upstream = feature(4, 3, 5, seed=1)
+
+    def picked(x, labels, upstream):
+        maps = conv2d(x, 5, 1, "layer")
+        return tf.gather(maps, labels - 1, axis=3, batch_dims=1)
+
+    def gradients_of(build):
+        def outputs(x, labels, upstream):
+            y = build(x, labels, upstream)
+            return y, tf.gradients(y, [x, *tf.trainable_variables()], upstream)
+        return evaluate(outputs, x, labels, upstream)
+
+    def own(x, labels, upstream):
+        return conv1x1_own_class(x, labels, 5, "layer", initializer=None)
+
+    (y, gradients), (wanted, wanted_gradients) = gradients_of(own), gradients_of(picked)
+    np.testing.assert_allclose(y, wanted, atol=1e-5)
+    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
+        np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-4)
+    of_background = evaluate(lambda x, labels: own(x, labels, None), x, np.zeros(4, np.int64))
+    assert of_background.shape == (4, 3, 5) and np.isfinite(of_background).all()
+    assert evaluate(lambda x, labels: own(x, labels, None), x[:0], labels[:0]).shape == (0, 3, 5)

@@ -8,7 +8,7 @@ from tiny import evaluate
 
 from FasterRCNN.modeling.box_head import RoISample
 from FasterRCNN.modeling.losses import box_head_losses, huber, mask_loss, rpn_losses
-from FasterRCNN.modeling.mask_head import maps_of_labels, mask_targets, unpack_bits
+from FasterRCNN.modeling.mask_head import mask_targets, unpack_bits
 from FasterRCNN.modeling.rpn import AnchorSample
 
 WEIGHTS = (10.0, 10.0, 5.0, 5.0)
@@ -137,12 +137,6 @@ def test_mask_loss_without_foreground_is_0_with_a_gradient_of_0(count):
     logits, index = np.ones([count, 4, 4], np.float32), np.zeros(count, np.int32)
     loss, gradient = evaluate(build, logits, np.zeros(count, bool), index)
     assert loss == 0 and gradient.shape == (count, 4, 4) and not gradient.any()
-
-
-def test_masks_are_picked_by_label():
-    logits = np.random.default_rng(4).normal(size=[3, 2, 2, 5]).astype(np.float32)
-    picked = evaluate(maps_of_labels, logits, np.array([5, 1, 3]))
-    assert np.array_equal(picked, np.stack([logits[0, ..., 4], logits[1, ..., 0], logits[2, ..., 2]]))
 
 
 def test_unpacked_bits_are_numpy_s():

@@ -115,11 +115,10 @@ class ResNet:
         shortcut = x
         if x.shape[-1] != channels:
             source = x[:, :-1, :-1] if self._crop_shortcut and halve == 2 else x
-            # Of 1×1 kernels 'SAME' is 'VALID', and TensorFlow sees that the shapes of the sum are equal: it fuses them.
-            shortcut = conv(source, channels, 1, "convshortcut", stride=halve, padding="SAME", extent=after)
+            shortcut = conv(source, channels, 1, "convshortcut", stride=halve, extent=after)
         if halve == 2 and self._stride_1x1:
             source = x[:, :-1, :-1] if self._crop_1x1 else x
-            x = conv(source, width, 1, "conv1", stride=2, padding="VALID", activation=tf.nn.relu, extent=after)
+            x = conv(source, width, 1, "conv1", stride=2, activation=tf.nn.relu, extent=after)
             before, halve = after, 1
         else:
             x = conv(x, width, 1, "conv1", activation=tf.nn.relu, extent=before)

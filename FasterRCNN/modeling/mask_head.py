@@ -1,9 +1,8 @@
 """Mask head (Mask R-CNN, section 3): its network and its training targets."""
 import tensorflow.compat.v1 as tf
 
-from ..ops.layers import conv2d, deconv2d, normal
+from ..ops.layers import conv1x1_own_class, deconv2d, normal
 from ..ops.roi_align import crop_bilinear
-from ..ops.rows import gather_rows
 from .box_head import normalized_convs
 
 
@@ -12,16 +11,10 @@ def mask_head(x, labels, num_classes, *, num_convs, channels, norm=None, norm_be
     side = x.shape[1]
     x = normalized_convs(x, channels, num_convs, "fcn", norm=norm, norm_before_relu=norm_before_relu)
     x = deconv2d(x, channels, "deconv", activation=tf.nn.relu)
-    x = conv2d(tf.reshape(x, [-1, side, 4 * side, channels]), num_classes, 1, "conv", initializer=normal(0.001))
-    x = tf.reshape(tf.cast(maps_of_labels(x, labels), tf.float32), [-1, side, side, 4])
+    x = tf.reshape(x, [-1, side, 4 * side, channels])
+    x = conv1x1_own_class(x, labels, num_classes, "conv", initializer=normal(0.001))
+    x = tf.reshape(tf.cast(x, tf.float32), [-1, side, side, 4])
     return tf.ensure_shape(tf.nn.depth_to_space(x, 2)[..., 0], [None, 2 * side, 2 * side])
-
-
-def maps_of_labels(x, labels):
-    """Pick each RoI's map, of background any: R×h×w×K, int64 R (0..K) -> R×h×w."""
-    cells = x.shape[1] * x.shape[2]
-    own = tf.tile(tf.maximum(labels - 1, 0)[:, None], [1, cells])
-    return tf.reshape(gather_rows(tf.reshape(x, [-1, x.shape[3]]), tf.reshape(own, [-1, 1])), [-1, *x.shape[1:3]])
 
 
 def unpack_bits(packed):

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from ..ops.anchors import grid_anchors
 from ..ops.boxes import clip_boxes, decode_boxes
-from ..ops.layers import conv2d, conv2d_side_by_side, normal
+from ..ops.layers import conv2d, conv1x1_side_by_side, normal
 from ..ops.matching import match_anchors, share_inside
 from ..ops.nms import batched_nms
 from ..ops.rows import gather_rows
@@ -58,8 +58,8 @@ def rpn_head(levels, extent, *, strides, anchor_sizes, anchor_ratios, channels, 
             for i in range(num_convs):
                 hidden = conv2d(level_extent.clear(hidden), channels, 3, f"conv{i}", activation=tf.nn.relu,
                                 initializer=normal(0.01))
-            objectness, deltas = conv2d_side_by_side(
-                hidden, {"class": per_cell, "box": 4 * per_cell}, 1, initializer=normal(0.01))
+            objectness, deltas = conv1x1_side_by_side(
+                hidden, {"class": per_cell, "box": 4 * per_cell}, initializer=normal(0.01))
         batch, height, width = tf.unstack(tf.shape(feature)[:3])
         output.objectness.append(tf.reshape(tf.cast(objectness, tf.float32), [batch, -1]))
         output.deltas.append(tf.reshape(tf.cast(deltas, tf.float32), [batch, -1, 4]))

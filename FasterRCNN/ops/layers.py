@@ -7,7 +7,9 @@ from contextlib import contextmanager
 
 import tensorflow.compat.v1 as tf
 
+from .conv1x1 import conv1x1
 from .grouped_conv import grouped_conv2d
+from .rows import gather_rows
 
 NORM_EPSILON = 1e-5
 GROUPS = 32
@@ -54,7 +56,11 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=
             kernel = kernel * scale
         elif norm == "bias":
             bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
-        x = grouped_conv2d(x, tf.cast(kernel, x.dtype), groups, stride=stride, padding=padding)
+        kernel = tf.cast(kernel, x.dtype)
+        if kernel_size == groups == 1:
+            x = conv1x1(x, kernel, stride)
+        else:
+            x = grouped_conv2d(x, kernel, groups, stride=stride, padding=padding)
         if bias is not None:
             x = add_bias(x, bias)
         if norm == "GN":
@@ -64,19 +70,34 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=
         return activation(x) if activation else x
 
 
-def conv2d_side_by_side(x, channels_of_scopes, kernel_size, *, initializer):
-    """Run several layers on the same input as one convolution, which reads it once: N×h×w×C -> list of N×h×w×channels.
+def conv1x1_side_by_side(x, channels_of_scopes, *, initializer):
+    """Run several 1×1 layers on the same input as one, which reads it once: N×h×w×C -> list of N×h×w×channels.
 
     channels_of_scopes: scope to channels, one layer each, with a bias.
     """
     kernels, biases = [], []
     for scope, channels in channels_of_scopes.items():
         with tf.variable_scope(scope):
-            shape = [kernel_size, kernel_size, x.shape[-1], channels]
-            kernels.append(tf.get_variable("W", shape, initializer=initializer))
+            kernels.append(tf.get_variable("W", [1, 1, x.shape[-1], channels], initializer=initializer))
             biases.append(tf.get_variable("b", [channels], initializer=tf.zeros_initializer()))
-    x = tf.nn.conv2d(x, tf.cast(tf.concat(kernels, axis=3), x.dtype), 1, "SAME")
+    x = conv1x1(x, tf.cast(tf.concat(kernels, axis=3), x.dtype))
     return tf.split(add_bias(x, tf.concat(biases, axis=0)), list(channels_of_scopes.values()), axis=3)
+
+
+def conv1x1_own_class(x, labels, num_classes, scope, *, initializer):
+    """Run a 1×1 convolution to a map of each class for each RoI's own alone: R×h×w×C, int64 R -> R×h×w.
+
+    labels: 1..K; of 0, background, any class is taken.
+    """
+    height, width, channels = x.shape[1:]
+    with tf.variable_scope(scope):
+        kernel = tf.get_variable("W", [1, 1, channels, num_classes], initializer=initializer)
+        bias = tf.get_variable("b", [num_classes], initializer=tf.zeros_initializer())
+    own = tf.maximum(labels - 1, 0)[None]
+    own_kernel = gather_rows(tf.transpose(kernel[0], [0, 2, 1]), own)[0]
+    own_bias = gather_rows(bias[None, :, None], own)[0]
+    x = tf.matmul(tf.reshape(x, [-1, height * width, channels]), tf.cast(own_kernel, x.dtype)[:, :, None])
+    return tf.reshape(x[..., 0] + tf.cast(own_bias, x.dtype), [-1, height, width])
 
 
 def add_bias(x, bias):
@@ -143,7 +164,7 @@ def deconv2d(x, channels, scope, *, activation=None):
         bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
         # The windows do not overlap: a convolution with a kernel of one cell, to which TensorFlow fuses what follows.
         kernel = tf.reshape(tf.transpose(kernel, [3, 0, 1, 2]), [1, 1, x.shape[-1], 4 * channels])
-        x = add_bias(tf.nn.conv2d(x, tf.cast(kernel, x.dtype), 1, "VALID"), tf.tile(bias, [4]))
+        x = add_bias(conv1x1(x, tf.cast(kernel, x.dtype)), tf.tile(bias, [4]))
         x = activation(x) if activation else x
         return tf.reshape(x, [-1, *x.shape[1:3], 4, channels])
 
