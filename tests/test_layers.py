@@ -227,7 +227,7 @@ def test_convolution_without_norm():
 
 
 def test_maps_of_each_roi_s_own_class():
-    """Logits and gradients are those of the convolution to all classes, of which one is picked; background takes any."""
+    """Logits and gradients are those of the convolution to all classes, one of them picked; background takes any."""
     x, labels = feature(4, 3, 5, 6), np.array([5, 1, 3, 5])
     upstream = feature(4, 3, 5, seed=1)
 

@@ -8,7 +8,7 @@ import tensorflow.compat.v1 as tf
 
 from ..ops.anchors import grid_anchors
 from ..ops.boxes import clip_boxes, decode_boxes
-from ..ops.layers import conv2d, conv1x1_side_by_side, normal
+from ..ops.layers import conv1x1_side_by_side, conv2d, normal
 from ..ops.matching import match_anchors, share_inside
 from ..ops.nms import batched_nms
 from ..ops.rows import gather_rows
