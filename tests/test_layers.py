@@ -7,6 +7,7 @@ from tiny import evaluate
 
 from FasterRCNN.modeling.backbone import normalize_image, stride_two_padding
 from FasterRCNN.modeling.box_head import normalized_convs
+from FasterRCNN.modeling.fpn import fpn
 from FasterRCNN.ops.extent import BatchExtent
 from FasterRCNN.ops.layers import (
     NORM_EPSILON,
@@ -17,6 +18,7 @@ from FasterRCNN.ops.layers import (
     fully_connected,
     group_norm,
 )
+from FasterRCNN.ops.upsampling import upsample_nearest
 from tools.compare_reference import reference_value
 
 
@@ -226,28 +228,57 @@ def test_convolution_without_norm():
     assert ours == pytest.approx(numpy_conv(x, kernel, 2, ((1, 0), (1, 0))), abs=1e-4)
 
 
-def test_maps_of_each_roi_s_own_class():
+@pytest.mark.parametrize("dtype, tolerance", [(tf.float32, 1e-5), (tf.bfloat16, 1e-2)])
+def test_maps_of_each_roi_s_own_class(dtype, tolerance):
     """Logits and gradients are those of the convolution to all classes, one of them picked; background takes any."""
-    x, labels = feature(4, 3, 5, 6), np.array([5, 1, 3, 5])
-    upstream = feature(4, 3, 5, seed=1)
+    x, labels, upstream = feature(4, 15, 6), np.array([5, 1, 3, 5]), feature(4, 15, seed=1)
 
-    def picked(x, labels, upstream):
-        maps = conv2d(x, 5, 1, "layer")
-        return tf.gather(maps, labels - 1, axis=3, batch_dims=1)
+    def picked(x, labels):
+        return tf.gather(conv2d(x[:, None], 5, 1, "layer")[:, 0], labels - 1, axis=2, batch_dims=1)
 
-    def gradients_of(build):
+    def own(x, labels):
+        return conv1x1_own_class(tf.cast(x, dtype), labels, 5, "layer", initializer=None)
+
+    def outputs_of(build):
         def outputs(x, labels, upstream):
-            y = build(x, labels, upstream)
-            return y, tf.gradients(y, [x, *tf.trainable_variables()], upstream)
+            y = build(x, labels)
+            return [y, *tf.gradients(y, [x, *tf.trainable_variables()], upstream)]
         return evaluate(outputs, x, labels, upstream)
 
-    def own(x, labels, upstream):
-        return conv1x1_own_class(x, labels, 5, "layer", initializer=None)
+    for found, wanted in zip(outputs_of(own), outputs_of(picked), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=tolerance * np.abs(wanted).max())
+    of_background = evaluate(own, x, np.zeros(4, np.int64))
+    assert of_background.shape == (4, 15) and np.isfinite(of_background).all()
+    assert evaluate(own, x[:0], labels[:0]).shape == (0, 15)
 
-    (y, gradients), (wanted, wanted_gradients) = gradients_of(own), gradients_of(picked)
-    np.testing.assert_allclose(y, wanted, atol=1e-5)
-    for gradient, wanted_gradient in zip(gradients, wanted_gradients, strict=True):
-        np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-4)
-    of_background = evaluate(lambda x, labels: own(x, labels, None), x, np.zeros(4, np.int64))
-    assert of_background.shape == (4, 3, 5) and np.isfinite(of_background).all()
-    assert evaluate(lambda x, labels: own(x, labels, None), x[:0], labels[:0]).shape == (0, 3, 5)
+
+@pytest.mark.parametrize("height, width", [(3, 2), (1, 1)])
+def test_upsampling_and_its_gradient(height, width):
+    """Every cell becomes four; its gradient is the sum of theirs."""
+    x, upstream = feature(2, height, width, 3), feature(2, 2 * height, 2 * width, 3, seed=1)
+
+    def build(x, upstream):
+        y = upsample_nearest(x)
+        return y, tf.gradients(y, x, upstream)[0]
+
+    y, gradient = evaluate(build, x, upstream)
+    assert np.array_equal(y, x.repeat(2, axis=1).repeat(2, axis=2))
+    of_four = upstream.reshape(2, height, 2, width, 2, 3).sum(axis=(2, 4))
+    np.testing.assert_allclose(gradient, of_four, atol=1e-6)
+
+
+def test_p6_is_every_second_cell_of_p5_with_its_gradient():
+    maps = [feature(2, 5 * 2**i, 7 * 2**i, 3, seed=i) for i in (3, 2, 1, 0)]
+    upstream = feature(2, 3, 4, 4, seed=5)
+
+    def build(*values):
+        *maps, upstream = values
+        extent = BatchExtent(tf.constant([[160, 224]] * 2), 32, tf.constant([160, 224]))
+        *_, p5, p6 = fpn(maps, extent, channels=4, norm="None")
+        return p5, p6, tf.gradients(p6, p5, upstream)[0]
+
+    p5, p6, gradient = evaluate(build, *maps, upstream)
+    assert np.array_equal(p6, p5[:, ::2, ::2]) and p6.min() < 0
+    wanted = np.zeros(p5.shape)
+    wanted[:, ::2, ::2] = upstream
+    assert np.array_equal(gradient, wanted)

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -52,15 +53,20 @@ def kernels():
     return read_kernels(KERNELS_FILE)
 
 
+def with_a_gpu():
+    """Lets `has_gpu` be true, so that a graph is built as it would be beside a GPU."""
+    return mock.patch.object(tf.config, "list_physical_devices", return_value=["GPU"])
+
+
 @functools.cache
 def training_placement(name):
     """The placement of a training step as train.py makes it, the sums over GPUs included."""
     changes, gpus, batch = TRAINING[name]
     cfg = tiny_config(changes)
     compat.apply()
-    with tf.Graph().as_default() as graph:
+    with tf.Graph().as_default() as graph, with_a_gpu():
         sums = {"sum_over_devices": sum_over_gpus(gpus)} if gpus > 1 else {}
-        detector = build_detector(cfg, is_training=True, form="crops", **sums)
+        detector = build_detector(cfg, is_training=True, **sums)
         model = DetectorModel(detector, ims_per_gpu=batch, with_masks=True, clip_norm=1.0,
                               scales_loss=cfg.TRAIN.PRECISION == "fp16")
         trainer = GpuTrainer(list(range(gpus)))
@@ -72,11 +78,12 @@ def training_placement(name):
 @functools.cache
 def prediction_placement(name):
     changes, batch = PREDICTION[name]
-    detector = build_detector(tiny_config(changes), form="crops")
-    with tf.Graph().as_default():
-        detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
-        weights = {v.op.name: np.ones(v.shape.as_list(), np.float32) for v in tf.global_variables()}
-    graph, _, outputs = build_constant_graph(detector, weights, batch_size=1 if batch == 1 else None)
+    with with_a_gpu():
+        detector = build_detector(tiny_config(changes))
+        with tf.Graph().as_default():
+            detector.detect(tf.placeholder(tf.uint8, [1, None, None, 3]), tf.placeholder(tf.int32, [1, 2]))
+            weights = {v.op.name: np.ones(v.shape.as_list(), np.float32) for v in tf.global_variables()}
+        graph, _, outputs = build_constant_graph(detector, weights, batch_size=1 if batch == 1 else None)
     return place(runtime_graph(graph, [output.op for output in outputs.values()]), kernels())
 
 

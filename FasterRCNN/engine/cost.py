@@ -16,7 +16,7 @@ NUM_DETECTIONS = 100
 _CELLS: dict[str, Callable[[tf.Operation], tf.Tensor]] = {
     "Conv2D": lambda op: op.outputs[0],
     "MatMul": lambda op: op.outputs[0],
-    "BatchMatMulV2": lambda op: op.outputs[0],  # a convolution of which each RoI has its own class
+    "BatchMatMulV2": lambda op: op.outputs[0],  # conv1x1_own_class
     "Conv2DBackpropInput": lambda op: op.inputs[2],  # a transposed convolution's own input
 }
 
@@ -47,8 +47,8 @@ def measure_cost(
     """The cost of predicting one image of `image_size` (h, w pixels; padded as the detector wants) with a Detector.
 
     Counts the multiply-adds of convolutions and matrix products: cells × elements of the kernel variable. So a grouped
-    convolution counts as its arithmetic, in whatever form it is computed, and masks count with those of all classes.
-    Raises ValueError for a layer whose operations or shapes are not found.
+    convolution counts as its arithmetic, in whatever form it is computed, and masks as if every class's were computed,
+    as in the papers. Raises ValueError for a layer whose operations or shapes are not found.
     """
     shapes: dict[str, tf.TensorShape] = {}
     layers: list[_Layer] = []

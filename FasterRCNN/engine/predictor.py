@@ -23,6 +23,7 @@ from FasterRCNN.engine.weights import select_for_prediction
 from FasterRCNN.imaging.postprocess import paste_masks_to_rle
 from FasterRCNN.imaging.resize import image_dtype, resize_image
 from FasterRCNN.masks import Masks
+from FasterRCNN.ops.machine import has_gpu
 from FasterRCNN.structures import BoxList, Categories, ImageList, to_image_list
 
 POSTPROCESS_THREADS = 4
@@ -118,7 +119,7 @@ class Predictor:
             for device in devices
         ]
         self._free: SimpleQueue[Network] = SimpleQueue()
-        self._at_once = 1 if tf.config.list_physical_devices("GPU") else batches_at_once
+        self._at_once = 1 if has_gpu() else batches_at_once
         for network in self._networks * self._at_once:
             self._free.put(network)
 

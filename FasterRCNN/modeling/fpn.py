@@ -2,6 +2,7 @@
 import tensorflow.compat.v1 as tf
 
 from ..ops.layers import FAN_IN, conv2d, group_norm
+from ..ops.upsampling import upsample_nearest
 
 
 def fpn(features, extent, *, channels, norm):
@@ -23,18 +24,6 @@ def fpn(features, extent, *, channels, norm):
             x = conv2d(x, channels, 3, f"posthoc_3x3_p{level}", initializer=FAN_IN)
             x = normalized(x, f"gn_p{level}", 1 << level)
             levels.append(extent.at(1 << level).extend_edge(x))
-        # Every second cell, as tensorpack's and Detectron's P6; as a slice with a step it would take ten times as long.
-        levels.append(tf.nn.max_pool2d(levels[-1], 1, 2, "SAME"))
+        # Every second cell, as in tensorpack and Detectron; TensorFlow's slices with a step take twenty times as long.
+        levels.append(tf.nn.max_pool2d(levels[-1], 1, 2, "VALID"))
     return levels
-
-
-def upsample_nearest(x):
-    """Repeat every cell 2×2: B×h×w×C -> B×2h×2w×C."""
-    with tf.get_default_graph().gradient_override_map({"ResizeNearestNeighbor": "UpsampleNearest"}):
-        return tf.raw_ops.ResizeNearestNeighbor(images=x, size=2 * tf.shape(x)[1:3])
-
-
-@tf.RegisterGradient("UpsampleNearest")
-def _gradient_of_upsampling(op, of_output):
-    # A pool is vectorised; TensorFlow's gradient takes seventeen times as long in bfloat16, three in float32.
-    return 4 * tf.nn.avg_pool2d(of_output, 2, 2, "VALID"), None

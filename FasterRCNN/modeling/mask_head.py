@@ -11,10 +11,10 @@ def mask_head(x, labels, num_classes, *, num_convs, channels, norm=None, norm_be
     side = x.shape[1]
     x = normalized_convs(x, channels, num_convs, "fcn", norm=norm, norm_before_relu=norm_before_relu)
     x = deconv2d(x, channels, "deconv", activation=tf.nn.relu)
-    x = tf.reshape(x, [-1, side, 4 * side, channels])
+    x = tf.reshape(x, [-1, side * side * 4, channels])
     x = conv1x1_own_class(x, labels, num_classes, "conv", initializer=normal(0.001))
-    x = tf.reshape(tf.cast(x, tf.float32), [-1, side, side, 4])
-    return tf.ensure_shape(tf.nn.depth_to_space(x, 2)[..., 0], [None, 2 * side, 2 * side])
+    x = tf.nn.depth_to_space(tf.reshape(x, [-1, side, side, 4]), 2)
+    return tf.ensure_shape(x[..., 0], [None, 2 * side, 2 * side])
 
 
 def unpack_bits(packed):

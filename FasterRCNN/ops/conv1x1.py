@@ -1,5 +1,7 @@
-"""1×1 convolution, with a gradient of its own where TensorFlow's is slow."""
+"""1×1 convolution, with a gradient of its own where oneDNN's is slow."""
 import tensorflow.compat.v1 as tf
+
+from .machine import has_gpu
 
 _GRADIENT = "Conv1x1ByProducts"
 
@@ -7,12 +9,14 @@ _GRADIENT = "Conv1x1ByProducts"
 def conv1x1(x, kernel, stride=1):
     """Multiply the channels of every `stride`-th cell: N×h×w×C, 1×1×C×C' -> N×⌈h/stride⌉×⌈w/stride⌉×C'.
 
-    TensorFlow's convolution. In bfloat16 on a processor its gradient is made of products of matrices: oneDNN's gradient
-    of the kernel takes three to four times as long, that of the input with a stride two to four times.
+    TensorFlow's convolution. In bfloat16 on a processor it has a gradient of its own: that of the kernel is a product
+    of matrices, for which oneDNN's takes three to four times as long; that of the input is made at stride 1 and spread,
+    for which oneDNN's takes two to four times as long at stride 2.
     """
-    # 'SAME', which is 'VALID' here, shows TensorFlow that the shapes of a residual sum are equal: it fuses them.
-    slow = x.dtype == tf.bfloat16 and not tf.config.list_physical_devices("GPU")
-    with tf.get_default_graph().gradient_override_map({"Conv2D": _GRADIENT} if slow else {}):
+    # Not tf.custom_gradient: its IdentityN would stand between the convolution and what TensorFlow fuses with it.
+    overridden = {"Conv2D": _GRADIENT} if x.dtype == tf.bfloat16 and not has_gpu() else {}
+    with tf.get_default_graph().gradient_override_map(overridden):
+        # 'SAME', which is 'VALID' here, shows TensorFlow that the shapes of a residual sum are equal: it fuses them.
         return tf.nn.conv2d(x, kernel, stride, "SAME")
 
 
@@ -20,8 +24,8 @@ def conv1x1(x, kernel, stride=1):
 def _gradient(op, of_output):
     x, kernel = op.inputs
     stride = op.get_attr("strides")[1]
-    # As a pool, which every precision has: TensorFlow's slices with a step take thirty times as long.
-    own = x if stride == 1 else tf.nn.max_pool2d(x, 1, stride, "SAME")
+    # As a pool: TensorFlow's slices with a step take twenty times as long.
+    own = x if stride == 1 else tf.nn.max_pool2d(x, 1, stride, "VALID")
     of_kernel = tf.matmul(_rows(own), _rows(of_output), transpose_a=True)
     of_own = tf.nn.conv2d_backprop_input(tf.shape(own), kernel, of_output, [1] * 4, "SAME")
     return of_own if stride == 1 else _spread(of_own, stride, tf.shape(x)), tf.reshape(of_kernel, kernel.shape)

@@ -2,6 +2,8 @@
 import tensorflow.compat.v1 as tf
 from tensorflow.python.util import _pywrap_util_port
 
+from .machine import has_gpu
+
 BLOCK_CHANNELS = 32
 
 
@@ -41,7 +43,7 @@ def _has_own_form():
     """Tell whether tf.nn.conv2d takes groups, with gradients, on this machine."""
     # IsMklEnabled: TensorFlow has no public question for oneDNN, and trying a convolution would start a session, which
     # fixes the process's threads and takes the GPU's memory.
-    return bool(tf.config.list_physical_devices("GPU")) or _pywrap_util_port.IsMklEnabled()
+    return has_gpu() or _pywrap_util_port.IsMklEnabled()
 
 
 def _conv2d_in_blocks(x, kernel, groups, *, stride, padding):

@@ -9,7 +9,6 @@ import tensorflow.compat.v1 as tf
 
 from .conv1x1 import conv1x1
 from .grouped_conv import grouped_conv2d
-from .rows import gather_rows
 
 NORM_EPSILON = 1e-5
 GROUPS = 32
@@ -42,8 +41,8 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=
     """Convolve, normalise and activate: N×h×w×C -> N×h'×w'×channels.
 
     norm: 'FreezeBN', 'GN', 'bias' (no normalisation but a bias), 'None' (neither), or a function of x,
-    gamma_initializer and extent. `padding` is 'SAME', 'VALID' or ((top, bottom), (left, right)). `extent` (a
-    LevelExtent) tells a normalisation which cells belong to each image.
+    gamma_initializer and extent. `padding` is 'SAME', 'VALID' (of a 1×1 kernel the same) or ((top, bottom), (left,
+    right)). `extent` (a LevelExtent) tells a normalisation which cells belong to each image.
     """
     x, padding = pad_input(x, padding)
     with tf.variable_scope(scope):
@@ -85,19 +84,17 @@ def conv1x1_side_by_side(x, channels_of_scopes, *, initializer):
 
 
 def conv1x1_own_class(x, labels, num_classes, scope, *, initializer):
-    """Run a 1×1 convolution to a map of each class for each RoI's own alone: R×h×w×C, int64 R -> R×h×w.
+    """Compute, of a 1×1 convolution to a map for each class, each RoI's own alone: R×n×C, int64 R -> float32 R×n.
 
-    labels: 1..K; of 0, background, any class is taken.
+    n: the cells of a RoI. labels: 1..K; background, 0, gets the map of the first class.
     """
-    height, width, channels = x.shape[1:]
     with tf.variable_scope(scope):
-        kernel = tf.get_variable("W", [1, 1, channels, num_classes], initializer=initializer)
+        kernel = tf.get_variable("W", [1, 1, x.shape[-1], num_classes], initializer=initializer)
         bias = tf.get_variable("b", [num_classes], initializer=tf.zeros_initializer())
-    own = tf.maximum(labels - 1, 0)[None]
-    own_kernel = gather_rows(tf.transpose(kernel[0], [0, 2, 1]), own)[0]
-    own_bias = gather_rows(bias[None, :, None], own)[0]
-    x = tf.matmul(tf.reshape(x, [-1, height * width, channels]), tf.cast(own_kernel, x.dtype)[:, :, None])
-    return tf.reshape(x[..., 0] + tf.cast(own_bias, x.dtype), [-1, height, width])
+    own = tf.maximum(labels - 1, 0)
+    x = tf.linalg.matvec(x, tf.cast(tf.gather(tf.transpose(kernel[0, 0]), own), x.dtype))
+    # Not of the variable itself: its gradient would not be a tensor.
+    return tf.cast(x, tf.float32) + tf.gather(bias[:, None], own)
 
 
 def add_bias(x, bias):

@@ -4,6 +4,7 @@ from functools import partial
 import tensorflow.compat.v1 as tf
 
 from .kernels import library
+from .machine import has_gpu
 from .pooling_kernel import pool_by_kernel
 from .pooling_matrix import pool_by_matrix
 from .rows import permute_rows
@@ -55,7 +56,7 @@ def form_for_this_machine():
 
 def portable_form(machine=None):
     """Return which of FORMS any TensorFlow can run and suits a "cpu" or "gpu"; by default what this machine has."""
-    machine = machine or ("gpu" if tf.config.list_physical_devices("GPU") else "cpu")
+    machine = machine or ("gpu" if has_gpu() else "cpu")
     return {"cpu": "matrix", "gpu": "crops"}[machine]
 
 
