@@ -8,27 +8,8 @@ from functools import partial
 
 import tensorflow.compat.v1 as tf
 
-from ..ops.layers import conv2d, frozen_variables, pad_input
-
-
-def normalize_image(image, image_size, mean, std, dtype):
-    """Turn uint8 or float32 BGR pixels into network input, zero beyond each image: B×H×W×3 -> dtype B×H×W×3.
-
-    image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order. dtype: what the network computes in.
-    """
-    batch, height, width, _ = tf.unstack(tf.shape(image))
-
-    def along_row(values):
-        return tf.tile(tf.constant(values, tf.float32), [width])
-
-    # Pixels of a row one after another: TensorFlow spreads three numbers over the last axis slowly.
-    x = tf.cast(tf.reshape(image, [batch, height, 3 * width]), tf.float32) - along_row(mean)
-    rows = tf.sequence_mask(image_size[:, 0], height, tf.float32)[:, :, None]
-    columns = tf.sequence_mask(3 * image_size[:, 1], 3 * width, tf.float32)[:, None]
-    x = x * (along_row([1 / s for s in std]) * columns) * rows
-    x = tf.reshape(tf.cast(x, dtype), [batch, height, width, 3])
-    x.set_shape(image.shape)
-    return x
+from ..ops.layers import conv2d, frozen_variables
+from ..ops.stem import stem_pool
 
 
 def stride_two_padding(total, more_at):
@@ -47,16 +28,17 @@ class ResNet:
     num_blocks: blocks of each of the four groups. norm, frozen_norm: as conv2d's, of the layers that are trained and
     of those that are not. freeze_at: 0 trains all, 1 freezes the stem, 2 also group0. freeze_affine: gamma and beta are
     not trained. pad_more_at: see `stride_two_padding`. channels: width of the stem. num_groups, width_per_group: of the
-    3×3 convolutions; the width is that of group0 and doubles in each next.
+    3×3 convolutions; the width is that of group0 and doubles in each next. by_kernel: as `stem_pool`'s.
     """
 
     def __init__(self, *, num_blocks, norm, frozen_norm, freeze_at, freeze_affine, pad_more_at, stride_1x1, channels,
-                 num_groups, width_per_group, crop_shortcut):
+                 num_groups, width_per_group, crop_shortcut, by_kernel=False):
         self._num_blocks, self._norm, self._frozen_norm = num_blocks, norm, frozen_norm
         self._freeze_at, self._freeze_affine = freeze_at, freeze_affine
         self._pad_more_at, self._stride_1x1 = pad_more_at, stride_1x1
         self._crop_shortcut, self._crop_1x1 = crop_shortcut and pad_more_at != "both", pad_more_at != "both"
         self._channels, self._num_groups, self._width_per_group = channels, num_groups, width_per_group
+        self._by_kernel = by_kernel
 
     def __call__(self, image, extent, num_groups=4):
         """Return the maps c2.. of the first `num_groups` groups: B×H×W×3 -> list of B×h×w×C."""
@@ -94,9 +76,7 @@ class ResNet:
         pad = stride_two_padding(5, self._pad_more_at)
         x = conv(image, self._channels, 7, "conv0", stride=2, padding=(pad, pad), activation=tf.nn.relu,
                  extent=extent.at(2))
-        pad = stride_two_padding(1, self._pad_more_at)
-        x, padding = pad_input(extent.at(2).clear(x), (pad, pad))
-        return tf.nn.max_pool2d(x, 3, 2, padding)
+        return stem_pool(extent.at(2).clear(x), stride_two_padding(1, self._pad_more_at), by_kernel=self._by_kernel)
 
     def _group(self, x, group, extent_at, *, stride):
         """Run one group on a map of `stride` (pixels a cell); all but group0 halve the resolution."""

@@ -6,7 +6,8 @@ import tensorflow.compat.v1 as tf
 
 from ..ops.layers import sync_batch_norm
 from ..ops.roi_align import form_for_this_machine, multilevel_roi_align, roi_align
-from .backbone import ResNet, normalize_image
+from ..ops.stem import normalize_image
+from .backbone import ResNet
 from .box_head import box_outputs, four_conv_one_fc_head, sample_rois, select_detections, two_fc_head
 from .cascade import BoxStage
 from .detector import Detector
@@ -37,12 +38,16 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, fo
 
     is_training: whether `losses` will be called, not `detect`; the two may differ in precision, and synchronised batch
     normalisation is frozen for prediction. Its sum_over_devices(vector, name) adds up a vector over the devices of a
-    training step. form: of ROIAlign and suppression, one of FORMS of ops/roi_align.py; by default this machine's.
+    training step. form: of ROIAlign, one of FORMS of ops/roi_align.py, by default this machine's; with "kernel"
+    suppression, the pixels and the stem's pool are operations in C++ too.
     """
     precision = cfg.TRAIN.PRECISION if is_training else cfg.TEST.PRECISION
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
-    backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM)
     align, form = cfg.ROIALIGN, form or form_for_this_machine()
+    is_compiled = is_training and cfg.TRAIN.XLA
+    # XLA would have to leave its program for them.
+    stem_by_kernel = form == "kernel" and not is_compiled
+    backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM, by_kernel=stem_by_kernel)
     sampling = {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE,
                 "form": form}
     parts = fpn_parts(cfg, backbone, sampling) if cfg.MODE_FPN else c4_parts(cfg, backbone, sampling)
@@ -54,7 +59,7 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, fo
     return Detector(
         num_classes=cfg.DATA.NUM_CLASS,
         normalize=partial(normalize_image, mean=cfg.PREPROC.PIXEL_MEAN[::-1], std=cfg.PREPROC.PIXEL_STD[::-1],
-                          dtype=DTYPES[precision]),
+                          dtype=DTYPES[precision], by_kernel=stem_by_kernel),
         rpn_head=partial(rpn_head, strides=strides, anchor_sizes=anchor_sizes, anchor_ratios=cfg.RPN.ANCHOR_RATIOS,
                          anchor_offset=cfg.RPN.ANCHOR_OFFSET, anchor_rounding=cfg.RPN.ANCHOR_ROUNDING,
                          fit_strides=cfg.RPN.FIT_STRIDES, num_convs=cfg.RPN.NUM_CONVS,
@@ -71,7 +76,7 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, fo
                             foreground_thresh=cfg.FRCNN.FG_THRESH),
         box_stages=stages,
         halves_up=cfg.BACKBONE.SYMMETRIC_PAD,
-        is_compiled=is_training and cfg.TRAIN.XLA,
+        is_compiled=is_compiled,
         select_detections=partial(
             select_detections, decode=stages[-1].decode, score_thresh=cfg.TEST.RESULT_SCORE_THRESH,
             nms_thresh=cfg.TEST.FRCNN_NMS_THRESH, max_detections=cfg.TEST.RESULTS_PER_IM,
@@ -96,15 +101,16 @@ def proposal_function(cfg, max_log_scale, *, by_kernel):
     return proposals
 
 
-def resnet(cfg, norm):
-    """Return the configured ResNet; norm: as conv2d's, of the layers that are trained."""
+def resnet(cfg, norm, *, by_kernel):
+    """Return the configured ResNet; norm: as conv2d's, of the layers that are trained; by_kernel: as `stem_pool`'s."""
     backbone = cfg.BACKBONE
     pad_more_at = "both" if backbone.SYMMETRIC_PAD else "after" if backbone.TF_PAD_MODE else "before"
     return ResNet(
         num_blocks=backbone.RESNET_NUM_BLOCKS, norm=norm, frozen_norm="FreezeBN" if callable(norm) else norm,
         freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, pad_more_at=pad_more_at,
         stride_1x1=backbone.STRIDE_1X1, channels=backbone.CHANNELS, num_groups=backbone.NUM_GROUPS,
-        width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN)
+        width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN,
+        by_kernel=by_kernel)
 
 
 def box_stages(cfg, network, max_log_scale):

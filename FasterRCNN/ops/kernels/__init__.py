@@ -1,4 +1,6 @@
-"""Operations in C++ for processors, where TensorFlow's own are slow: ROIAlign (roi_align.cc), NMS (suppress.cc).
+"""Operations in C++ for processors, where TensorFlow's own are slow.
+
+ROIAlign is in roi_align.cc, NMS in suppress.cc, pixels and the pool of the stem in stem.cc.
 
 `make setup` builds them with tools/build_kernels.py where there is a compiler. Without them TensorFlow's operations do
 the same, slower; so they do on GPUs and in exports, which other programs run.
