@@ -32,7 +32,7 @@ def test_compiled_training_on_a_larger_canvas_is_the_same(changes, batch):
     losses, gradients, ops = run(changes, EXAMPLES[:batch], multiple)
     assert "_XlaRun" not in ops
     same, compiled_gradients, ops = run({**changes, "TRAIN.XLA": True}, EXAMPLES[:batch], 128)
-    assert "_XlaRun" in ops
+    assert "_XlaRun" in ops and not {"NormalizePixels", "StemPool"} & set(ops)
     for name, loss in losses.items():
         np.testing.assert_allclose(same[name], loss, rtol=1e-4, err_msg=name)
     # A bias ahead of group normalisation has no gradient but of rounding.

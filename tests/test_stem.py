@@ -19,11 +19,12 @@ def pixels(dtype):
 @pytest.mark.parametrize("by_kernel", [False, True])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_pixels_are_normalised_and_zero_beyond_each_image(dtype, by_kernel):
-    images, sizes = pixels(dtype), np.array([[5, 4], [3, 7], [0, 0]], np.int32)
+    images, sizes = pixels(dtype), np.array([[5, 4], [3, 7], [0, -1]], np.int32)
     found = evaluate(lambda *x: normalize_image(*x, MEAN, STD, tf.float32, by_kernel=by_kernel), images, sizes)
     expected = np.zeros(images.shape)
     for i, (height, width) in enumerate(sizes):
-        expected[i, :height, :width] = (images[i, :height, :width] - np.array(MEAN)) / STD
+        if width > 0:
+            expected[i, :height, :width] = (images[i, :height, :width] - np.array(MEAN)) / STD
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -51,13 +52,12 @@ def numpy_pool(x, before, after):
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("channels", [3, 32, 70])
 @pytest.mark.parametrize("height, width, before, after", [
-    (8, 6, 1, 0), (8, 6, 0, 1), (7, 5, 1, 1), (3, 9, 0, 0), (1, 2, 1, 1)])
+    (8, 6, 1, 0), (8, 6, 0, 1), (7, 5, 1, 1), (3, 9, 0, 0), (1, 2, 1, 1), (2, 3, 4, 3)])
 def test_pool(height, width, before, after, channels, dtype, by_kernel):
-    """Also of numbers below zero, which windows at the border never give."""
-    x = np.random.default_rng(1).normal(-1, 1, [2, height, width, channels]).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=[2, height, width, channels]).astype(np.float32)
 
     def build(x):
-        rounded = tf.cast(x, dtype)
+        rounded = tf.nn.relu(tf.cast(x, dtype))
         pooled = stem_pool(rounded, (before, after), by_kernel=by_kernel)
         return tf.cast(rounded, tf.float32), tf.cast(pooled, tf.float32)
 
@@ -66,7 +66,7 @@ def test_pool(height, width, before, after, channels, dtype, by_kernel):
 
 
 def test_gradient_of_the_pool_is_tensorflow_s():
-    x = np.random.default_rng(2).normal(size=[2, 8, 6, 40]).astype(np.float32)
+    x = np.random.default_rng(2).uniform(size=[2, 8, 6, 40]).astype(np.float32)
     upstream = np.random.default_rng(3).normal(size=[2, 4, 3, 40]).astype(np.float32)
 
     def build(x, upstream):
@@ -81,6 +81,17 @@ def test_no_image():
     found = evaluate(lambda *x: normalize_image(*x, MEAN, STD, tf.float32, by_kernel=True), images, sizes)
     assert found.shape == (0, 5, 7, 3)
     assert evaluate(lambda x: stem_pool(x, (1, 0), by_kernel=True), maps).shape == (0, 4, 3, 4)
+
+
+@pytest.mark.parametrize("height, padding, rows", [(2, (0, 0), 0), (0, (2, 1), 1)])
+def test_no_window_on_the_map(height, padding, rows):
+    pooled = evaluate(lambda x: stem_pool(x, padding, by_kernel=True), np.ones([1, height, 5, 4], np.float32))
+    assert pooled.shape[1] == rows and not pooled.any()
+
+
+def test_what_is_no_number_is_kept():
+    pooled = evaluate(lambda x: stem_pool(x, (1, 0), by_kernel=True), np.full([1, 2, 2, 1], np.nan, np.float32))
+    assert np.isnan(pooled).all()
 
 
 def test_shapes_are_known_when_built():

@@ -32,7 +32,7 @@ class ResNet:
     """
 
     def __init__(self, *, num_blocks, norm, frozen_norm, freeze_at, freeze_affine, pad_more_at, stride_1x1, channels,
-                 num_groups, width_per_group, crop_shortcut, by_kernel=False):
+                 num_groups, width_per_group, crop_shortcut, by_kernel):
         self._num_blocks, self._norm, self._frozen_norm = num_blocks, norm, frozen_norm
         self._freeze_at, self._freeze_affine = freeze_at, freeze_affine
         self._pad_more_at, self._stride_1x1 = pad_more_at, stride_1x1

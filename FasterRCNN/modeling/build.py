@@ -39,13 +39,12 @@ def build_detector(cfg, *, is_training=False, sum_over_devices=on_one_device, fo
     is_training: whether `losses` will be called, not `detect`; the two may differ in precision, and synchronised batch
     normalisation is frozen for prediction. Its sum_over_devices(vector, name) adds up a vector over the devices of a
     training step. form: of ROIAlign, one of FORMS of ops/roi_align.py, by default this machine's; with "kernel"
-    suppression, the pixels and the stem's pool are operations in C++ too.
+    suppression is an operation in C++ too, and pixels and the stem's pool are, unless XLA compiles them.
     """
     precision = cfg.TRAIN.PRECISION if is_training else cfg.TEST.PRECISION
     norm = partial(sync_batch_norm, sum_over_devices=sum_over_devices) if is_training else "FreezeBN"
     align, form = cfg.ROIALIGN, form or form_for_this_machine()
     is_compiled = is_training and cfg.TRAIN.XLA
-    # XLA would have to leave its program for them.
     stem_by_kernel = form == "kernel" and not is_compiled
     backbone = resnet(cfg, norm if cfg.BACKBONE.NORM == "SyncBN" else cfg.BACKBONE.NORM, by_kernel=stem_by_kernel)
     sampling = {"samples": align.SAMPLES, "aligned": align.ALIGNED, "inclusive": align.INCLUSIVE,
@@ -109,8 +108,7 @@ def resnet(cfg, norm, *, by_kernel):
         num_blocks=backbone.RESNET_NUM_BLOCKS, norm=norm, frozen_norm="FreezeBN" if callable(norm) else norm,
         freeze_at=backbone.FREEZE_AT, freeze_affine=backbone.FREEZE_AFFINE, pad_more_at=pad_more_at,
         stride_1x1=backbone.STRIDE_1X1, channels=backbone.CHANNELS, num_groups=backbone.NUM_GROUPS,
-        width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN,
-        by_kernel=by_kernel)
+        width_per_group=backbone.WIDTH_PER_GROUP, crop_shortcut=not cfg.MODE_FPN, by_kernel=by_kernel)
 
 
 def box_stages(cfg, network, max_log_scale):

@@ -23,7 +23,7 @@ class Detector:
 
     pad_multiple: what image sizes are padded to, in pixels. halves_up: the backbone rounds up where it halves a map.
     is_compiled: XLA compiles what reads whole images; these may then be padded further than to pad_multiple.
-    normalize(image, image_size) -> float32 B×H×W×3
+    normalize(image, image_size) -> B×H×W×3 in the type that the network computes in
     backbone(image, extent) -> maps; neck(maps, extent) -> levels that the heads read
     rpn_head(levels, extent) -> RPNOutput; sample_anchors(rpn, …) -> AnchorSample
     propose(rpn, image_size, training) -> Proposals; sample_rois(proposals, …) -> RoISample

@@ -5,13 +5,13 @@ Each by TensorFlow's operations, or by one in C++ for processors (kernels/stem.c
 import tensorflow.compat.v1 as tf
 
 from .kernels import built_library
-from .layers import pad_input
 
 
 def normalize_image(image, image_size, mean, std, dtype, *, by_kernel=False):
     """Turn uint8 or float32 BGR pixels into network input, zero beyond each image: B×H×W×3 -> dtype B×H×W×3.
 
     image_size: int32 B×2 (h, w); mean, std: three numbers each, in BGR order. dtype: what the network computes in.
+    By kernel it has no gradient.
     """
     scale = [1 / s for s in std]
     if by_kernel:
@@ -32,14 +32,13 @@ def normalize_image(image, image_size, mean, std, dtype, *, by_kernel=False):
 
 
 def stem_pool(x, padding, *, by_kernel=False):
-    """Take the greatest of 3×3 windows at stride 2, zeros around the map: B×h×w×C -> B×h'×w'×C.
+    """Take the greatest of 3×3 windows at stride 2 of numbers not below zero: B×h×w×C -> B×h'×w'×C.
 
-    padding: (before, after), rows and columns of zeros.
+    padding: (before, after), rows and columns of zeros around the map.
     """
     if by_kernel:
         return built_library().stem_pool(map=x, before=padding[0], after=padding[1])
-    x, _ = pad_input(x, (padding, padding))
-    return tf.nn.max_pool2d(x, 3, 2, "VALID")
+    return tf.nn.max_pool2d(tf.pad(x, [[0, 0], padding, padding, [0, 0]]), 3, 2, "VALID")
 
 
 @tf.RegisterGradient("StemPool")

@@ -1,14 +1,12 @@
 // What a ResNet's stem does beside its convolution, on processors: pixels become numbers, and the pool.
 //
-// As ops/stem.py, which takes its place where this is not built, with the very results.
+// As ops/stem.py, which takes its place where this is not built, with the same finite numbers.
 #include <algorithm>
-#include <limits>
+#include <cstdint>
 #include <type_traits>
 #include <vector>
 
 #include "kernel.h"
-#include "tensorflow/core/framework/common_shape_fns.h"
-#include "vectors.h"
 
 namespace {
 
@@ -22,7 +20,8 @@ constexpr int kStride = 2;
 template <typename From, typename To>
 class Normalized {
  public:
-  Normalized(const std::vector<float>& mean, const std::vector<float>& scale) : mean_(mean), scale_(scale) {
+  void Set(const std::vector<float>& mean, const std::vector<float>& scale) {
+    mean_ = mean, scale_ = scale;
     if constexpr (std::is_same_v<From, uint8_t>)
       for (int c = 0; c < kColours; ++c)
         for (int value = 0; value < 256; ++value) table_[c][value] = Compute(value, c);
@@ -46,10 +45,12 @@ template <typename From, typename To>
 class NormalizePixels : public OpKernel {
  public:
   explicit NormalizePixels(OpKernelConstruction* context) : OpKernel(context) {
-    OP_REQUIRES_OK(context, context->GetAttr("mean", &mean_));
-    OP_REQUIRES_OK(context, context->GetAttr("scale", &scale_));
-    OP_REQUIRES(context, mean_.size() == kColours && scale_.size() == kColours,
-                Invalid("mean and scale must be three numbers each: got ", mean_.size(), " and ", scale_.size()));
+    std::vector<float> mean, scale;
+    OP_REQUIRES_OK(context, context->GetAttr("mean", &mean));
+    OP_REQUIRES_OK(context, context->GetAttr("scale", &scale));
+    OP_REQUIRES(context, mean.size() == kColours && scale.size() == kColours,
+                Invalid("mean and scale must be three numbers each: got ", mean.size(), " and ", scale.size()));
+    value_.Set(mean, scale);
   }
 
   void Compute(OpKernelContext* context) override {
@@ -64,57 +65,55 @@ class NormalizePixels : public OpKernel {
     const From* pixels = image.flat<From>().data();
     const int32_t* size = sizes.flat<int32_t>().data();
     To* to = normalized->flat<To>().data();
-    const Normalized<From, To> value(mean_, scale_);
     InParallel(context, image.dim_size(0) * height, width * kColours, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t in_image = row / height, at = row * width * kColours;
         const int64_t columns = row % height < size[2 * in_image] ? std::min<int64_t>(size[2 * in_image + 1], width) : 0;
         for (int64_t x = 0; x < columns; ++x)
-          for (int c = 0; c < kColours; ++c) to[at + x * kColours + c] = value(pixels[at + x * kColours + c], c);
+          for (int c = 0; c < kColours; ++c) to[at + x * kColours + c] = value_(pixels[at + x * kColours + c], c);
         std::fill(to + at + std::max<int64_t>(columns, 0) * kColours, to + at + width * kColours, To(0));
       }
     });
   }
 
  private:
-  std::vector<float> mean_, scale_;
+  Normalized<From, To> value_;
 };
 
-// Cells of a map of which windows are taken, from `before` ahead of its first row and column on.
+// A map, and how many rows and columns of zeros the windows begin ahead of it.
 struct Windows {
   int64_t height, width, channels, before;
 };
 
-// The greatest of a window, cells beyond the map being 0.
-template <typename T>
-INLINE void PoolWindow(const Windows& windows, const T* image, int64_t row, int64_t column, T* to) {
-  const int64_t top = std::max<int64_t>(row, 0), bottom = std::min(row + kWindow, windows.height);
-  const int64_t left = std::max<int64_t>(column, 0), right = std::min(column + kWindow, windows.width);
-  const bool is_whole = bottom - top == kWindow && right - left == kWindow;
-  const float least = is_whole ? -std::numeric_limits<float>::infinity() : 0.0f;
-  const int64_t channels = windows.channels;
-  int64_t c = 0;
-  for (; c + kPair <= channels; c += kPair) {
-    Pair greatest = {Floats{} + least, Floats{} + least};
-    for (int64_t y = top; y < bottom; ++y)
-      for (int64_t x = left; x < right; ++x) greatest.Max(Load(image + (y * windows.width + x) * channels + c));
-    Store(greatest, to + c);
-  }
-  for (; c < channels; ++c) {
-    float greatest = least;
-    for (int64_t y = top; y < bottom; ++y)
-      for (int64_t x = left; x < right; ++x)
-        greatest = std::max(greatest, static_cast<float>(image[(y * windows.width + x) * channels + c]));
-    to[c] = static_cast<T>(greatest);
+int64_t NumWindows(int64_t side, int64_t padding) {
+  return std::max<int64_t>(0, side + padding - kWindow + kStride) / kStride;
+}
+
+// A row of windows, of numbers not below zero: their bits, taken for an integer, have their order.
+template <typename Bits>
+INLINE void PoolCells(const Windows& windows, const Bits* image, int64_t row, int64_t columns, Bits* __restrict to) {
+  const int64_t channels = windows.channels, y = kStride * row - windows.before;
+  std::fill(to, to + columns * channels, Bits{0});
+  for (int64_t i = std::max<int64_t>(y, 0); i < std::min(y + kWindow, windows.height); ++i) {
+    for (int64_t column = 0; column < columns; ++column) {
+      const int64_t x = kStride * column - windows.before;
+      for (int64_t j = std::max<int64_t>(x, 0); j < std::min(x + kWindow, windows.width); ++j) {
+        const Bits* __restrict from = image + (i * windows.width + j) * channels;
+        for (int64_t c = 0; c < channels; ++c)
+          to[column * channels + c] = std::max(to[column * channels + c], from[c]);
+      }
+    }
   }
 }
 
-// A row of windows.
-template <typename T>
-FOR_EACH_PROCESSOR void PoolRow(const Windows& windows, const T* image, int64_t row, int64_t columns, T* to) {
-  for (int64_t x = 0; x < columns; ++x)
-    PoolWindow(windows, image, kStride * row - windows.before, kStride * x - windows.before, to + x * windows.channels);
-}
+#define FOR_TYPE(Bits)                                                                                      \
+  FOR_EACH_PROCESSOR void PoolRow(const Windows& windows, const Bits* image, int64_t row, int64_t columns, \
+                                  Bits* to) {                                                               \
+    PoolCells(windows, image, row, columns, to);                                                            \
+  }
+FOR_TYPE(int16_t)
+FOR_TYPE(int32_t)
+#undef FOR_TYPE
 
 template <typename T>
 class StemPool : public OpKernel {
@@ -128,12 +127,13 @@ class StemPool : public OpKernel {
     const Tensor& map = context->input(0);
     OP_REQUIRES(context, map.dims() == 4, Invalid("map must be B×h×w×C: got ", map.shape().DebugString()));
     const Windows windows{map.dim_size(1), map.dim_size(2), map.dim_size(3), before_};
-    const int64_t rows = Count(windows.height), columns = Count(windows.width);
+    const int64_t rows = NumWindows(windows.height, before_ + after_), columns = NumWindows(windows.width, before_ + after_);
     Tensor* pooled;
     OP_REQUIRES_OK(context, context->allocate_output(0, {map.dim_size(0), rows, columns, windows.channels}, &pooled));
-    const T* from = map.flat<T>().data();
-    T* to = pooled->flat<T>().data();
-    InParallel(context, map.dim_size(0) * rows, columns * windows.channels * 4, [&](int64_t begin, int64_t end) {
+    using Bits = std::conditional_t<sizeof(T) == sizeof(int16_t), int16_t, int32_t>;
+    const Bits* from = reinterpret_cast<const Bits*>(map.flat<T>().data());
+    Bits* to = reinterpret_cast<Bits*>(pooled->flat<T>().data());
+    InParallel(context, map.dim_size(0) * rows, columns * windows.channels, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i)
         PoolRow(windows, from + i / rows * windows.height * windows.width * windows.channels, i % rows, columns,
                 to + i * columns * windows.channels);
@@ -141,10 +141,6 @@ class StemPool : public OpKernel {
   }
 
  private:
-  int64_t Count(int64_t side) const {
-    return std::max<int64_t>(0, side + before_ + after_ - kWindow + kStride) / kStride;
-  }
-
   int before_, after_;
 };
 
@@ -171,7 +167,13 @@ REGISTER_OP("NormalizePixels")
     .Attr("To: {float, bfloat16, half}")
     .Attr("mean: list(float)")
     .Attr("scale: list(float)")
-    .SetShapeFn(tensorflow::shape_inference::UnchangedShape);
+    .SetShapeFn([](tensorflow::shape_inference::InferenceContext* c) {
+      tensorflow::shape_inference::ShapeHandle image;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &image));
+      TF_RETURN_IF_ERROR(c->ReplaceDim(image, 3, c->MakeDim(kColours), &image));
+      c->set_output(0, image);
+      return absl::OkStatus();
+    });
 
 REGISTER_OP("StemPool")
     .Input("map: T")
@@ -187,8 +189,7 @@ REGISTER_OP("StemPool")
       TF_RETURN_IF_ERROR(c->GetAttr("after", &after));
       const auto side = [&](int i) {
         const auto of_map = c->Dim(map, i);
-        if (!c->ValueKnown(of_map)) return c->UnknownDim();
-        return c->MakeDim(std::max<int64_t>(0, c->Value(of_map) + before + after - kWindow + kStride) / kStride);
+        return c->ValueKnown(of_map) ? c->MakeDim(NumWindows(c->Value(of_map), before + after)) : c->UnknownDim();
       };
       c->set_output(0, c->MakeShape({c->Dim(map, 0), side(1), side(2), c->Dim(map, 3)}));
       return absl::OkStatus();
