@@ -93,7 +93,8 @@ INLINE void Store(const Pair& from, bfloat16* to) {
   std::memcpy(static_cast<void*>(to), &words, sizeof(words));
 }
 
-// The cells that the bins of a box read along one axis, with their weights. Bin i has those from start[i] to start[i + 1].
+// The cells that the bins of a box read along one axis, with their weights. Bin i has those from start[i] to
+// start[i + 1].
 struct Axis {
   std::vector<int64_t> start, cell;
   std::vector<float> weight;
@@ -251,7 +252,8 @@ INLINE void SpreadRoIs(const Map<T>& map, const RoIs& rois, int64_t level, int64
           });
         }
         ForEachCell(y, x, i, j, map.width, [&](int64_t cell, float weight) __attribute__((always_inline)) {
-          for (int64_t c = in_pairs; c < channels; ++c) sums[cell * channels + c] += weight * static_cast<float>(from[c]);
+          for (int64_t c = in_pairs; c < channels; ++c)
+            sums[cell * channels + c] += weight * static_cast<float>(from[c]);
         });
       }
     }
@@ -382,7 +384,8 @@ class PyramidRoiAlignGrad : public OfRoIs {
       Tensor* of_map;
       OP_REQUIRES_OK(context, context->allocate_output(i, shapes[i], &of_map));
       maps.push_back(MapOf<T>(of_map->flat<T>().data(), shapes[i], sizes[i]));
-      const int64_t height = maps[i].height, rows = std::max<int64_t>(1, kBandSize / std::max<int64_t>(1, maps[i].width * channels));
+      const int64_t height = maps[i].height, row_size = std::max<int64_t>(1, maps[i].width * channels);
+      const int64_t rows = std::max<int64_t>(1, kBandSize / row_size);
       for (int64_t image = 0; image < images; ++image)
         for (int64_t first = 0; first < height; first += rows)
           bands.push_back({static_cast<int64_t>(i), image, first, std::min(first + rows, height)});

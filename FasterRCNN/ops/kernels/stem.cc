@@ -67,11 +67,12 @@ class NormalizePixels : public OpKernel {
     To* to = normalized->flat<To>().data();
     InParallel(context, image.dim_size(0) * height, width * kColours, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        const int64_t in_image = row / height, at = row * width * kColours;
-        const int64_t columns = row % height < size[2 * in_image] ? std::min<int64_t>(size[2 * in_image + 1], width) : 0;
+        const int32_t* of_image = size + row / height * 2;
+        const int64_t own = row % height < of_image[0] ? of_image[1] : 0;
+        const int64_t columns = std::max<int64_t>(0, std::min(own, width)), at = row * width * kColours;
         for (int64_t x = 0; x < columns; ++x)
           for (int c = 0; c < kColours; ++c) to[at + x * kColours + c] = value_(pixels[at + x * kColours + c], c);
-        std::fill(to + at + std::max<int64_t>(columns, 0) * kColours, to + at + width * kColours, To(0));
+        std::fill(to + at + columns * kColours, to + at + width * kColours, To(0));
       }
     });
   }
@@ -127,7 +128,8 @@ class StemPool : public OpKernel {
     const Tensor& map = context->input(0);
     OP_REQUIRES(context, map.dims() == 4, Invalid("map must be B×h×w×C: got ", map.shape().DebugString()));
     const Windows windows{map.dim_size(1), map.dim_size(2), map.dim_size(3), before_};
-    const int64_t rows = NumWindows(windows.height, before_ + after_), columns = NumWindows(windows.width, before_ + after_);
+    const int64_t rows = NumWindows(windows.height, before_ + after_);
+    const int64_t columns = NumWindows(windows.width, before_ + after_);
     Tensor* pooled;
     OP_REQUIRES_OK(context, context->allocate_output(0, {map.dim_size(0), rows, columns, windows.channels}, &pooled));
     using Bits = std::conditional_t<sizeof(T) == sizeof(int16_t), int16_t, int32_t>;

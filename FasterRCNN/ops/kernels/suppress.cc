@@ -1,5 +1,5 @@
-// Non-maximum suppression of many rows of boxes, on processors: the greedy loop of TensorFlow's NonMaxSuppressionV4, over
-// many kept boxes at a time, with the very results for boxes whose areas are finite numbers.
+// Non-maximum suppression of many rows of boxes, on processors: the greedy loop of TensorFlow's NonMaxSuppressionV4,
+// over many kept boxes at a time, with the very results for boxes whose areas are finite numbers.
 #include <algorithm>
 #include <limits>
 #include <numeric>
