@@ -18,7 +18,7 @@ from FasterRCNN.ops.layers import (
     fully_connected,
     group_norm,
 )
-from FasterRCNN.ops.upsampling import upsample_nearest
+from FasterRCNN.ops.resampling import upsample_nearest
 from tools.compare_reference import reference_value
 
 

@@ -2,7 +2,7 @@
 import tensorflow.compat.v1 as tf
 
 from ..ops.layers import FAN_IN, conv2d, group_norm
-from ..ops.upsampling import upsample_nearest
+from ..ops.resampling import every_nth_cell, upsample_nearest
 
 
 def fpn(features, extent, *, channels, norm):
@@ -24,6 +24,5 @@ def fpn(features, extent, *, channels, norm):
             x = conv2d(x, channels, 3, f"posthoc_3x3_p{level}", initializer=FAN_IN)
             x = normalized(x, f"gn_p{level}", 1 << level)
             levels.append(extent.at(1 << level).extend_edge(x))
-        # Every second cell, as in tensorpack and Detectron; TensorFlow's slices with a step take twenty times as long.
-        levels.append(tf.nn.max_pool2d(levels[-1], 1, 2, "VALID"))
+        levels.append(every_nth_cell(levels[-1], 2))
     return levels

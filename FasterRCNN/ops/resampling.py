@@ -1,7 +1,13 @@
-"""Upsampling of feature maps, with a gradient of its own: TensorFlow's is slow on a processor."""
+"""Fewer and more cells of feature maps, where TensorFlow's own way is slow on a processor."""
 import tensorflow.compat.v1 as tf
 
 _GRADIENT = "UpsampleNearestByPool"
+
+
+def every_nth_cell(x, n):
+    """Keep every n-th row and column: B×h×w×C -> B×⌈h/n⌉×⌈w/n⌉×C."""
+    # As a pool: TensorFlow's slices with a step take twenty times as long.
+    return tf.nn.max_pool2d(x, 1, n, "VALID")
 
 
 def upsample_nearest(x):
