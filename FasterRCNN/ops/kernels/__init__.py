@@ -1,10 +1,12 @@
 """Operations in C++ for processors, where TensorFlow's own are slow.
 
-ROIAlign is in roi_align.cc, NMS in suppress.cc, pixels and the pool of the stem in stem.cc.
+ROIAlign is in roi_align.cc, NMS in suppress.cc, pixels and the pool of the stem in stem.cc, convolutions and
+products of matrices in amx.cc.
 
 `make setup` builds them with tools/build_kernels.py where there is a compiler. Without them TensorFlow's operations do
 the same, slower; so they do on GPUs and in exports, which other programs run.
 """
+import ctypes
 import functools
 import hashlib
 import platform
@@ -47,3 +49,13 @@ def built_library():
     if not library():
         raise RuntimeError("the operations of FasterRCNN/ops/kernels are not built: tools/build_kernels.py does that")
     return library()
+
+
+@functools.cache
+def has_amx():
+    """Tell whether the operations are built and this processor multiplies bfloat16 matrices with AMX."""
+    if not library():
+        return False
+    question = ctypes.CDLL(str(library_file())).HasAmx
+    question.restype = ctypes.c_bool
+    return question()
