@@ -8,7 +8,8 @@
 
 Weights follow from the variables' names, so that there are 1,000 proposals and 100 detections as with a trained model.
 The speed of TensorFlow's own 3×3 convolution, in float32 and in the same precision, is measured between the runs; the
-ratio of a time to (arithmetic / that speed) can be compared between machines. Times are those of one image.
+ratio of a time to (arithmetic / that speed) can be compared between machines: of the best time to the best speed, and
+of each run to the speed just before it, since a machine's speed may change meanwhile. Times are those of one image.
 
     python benchmarks/speed.py inference --at-once 2
 
@@ -49,12 +50,12 @@ def timed(run, repeats, beside=()):
 
 
 class Convolution:
-    """A 3×3 convolution of 256 channels on a 200×336 map (P2 of an 800×1344 image), and its best GFLOP/s so far."""
+    """A 3×3 convolution of 256 channels on a 200×336 map (P2 of an 800×1344 image), and its GFLOP/s at each measure."""
 
     def __init__(self, dtype="float32"):
         import tensorflow.compat.v1 as tf
 
-        self.dtype, self.speed = dtype, 0.0
+        self.dtype, self.speeds = dtype, []
         with tf.Graph().as_default():
             # Variables: what is fed would be copied, which takes a sixth as long as the convolution in bfloat16.
             image, kernel = (
@@ -65,7 +66,15 @@ class Convolution:
             self._run = session.make_callable(tf.nn.conv2d(image, kernel, 1, "SAME").op)
 
     def measure(self, times=4):
-        self.speed = max(self.speed, 2 * 9 * 256 * 256 * 200 * 336 / timed(self._run, times).min() / 1e9)
+        self.speeds.append(2 * 9 * 256 * 256 * 200 * 336 / timed(self._run, times).min() / 1e9)
+
+    @property
+    def speed(self):
+        return max(self.speeds)
+
+    def ratios(self, seconds, gflop):
+        """Return the time of each run over what `gflop` take at the speed measured just before it."""
+        return seconds * np.array(self.speeds) / gflop
 
 
 def convolution_speed(dtype="float32"):
@@ -186,10 +195,11 @@ def main():
         measure, gflop, precision = benchmarks[name]
         convolutions = [Convolution(dtype) for dtype in dict.fromkeys(["float32", TYPES[precision]])]
         seconds, found = measure(args.config, args.repeats, [convolution.measure for convolution in convolutions])
-        ratios = ", ".join(f"{c.dtype} 3x3 convolution {c.speed:.0f} GFLOP/s: limit {gflop / c.speed:.2f} s, "
-                           f"best / limit {seconds.min() * c.speed / gflop:.2f}" for c in convolutions)
-        print(f"{name} in {precision}: best {seconds.min():.3f} s, median {np.median(seconds):.3f} s, {found}; "
-              f"{ratios}", flush=True)
+        print(f"{name} in {precision}: best {seconds.min():.3f} s, median {np.median(seconds):.3f} s, {found}")
+        for c in convolutions:
+            print(f"    {c.dtype} 3x3 convolution {c.speed:.0f} GFLOP/s: limit {gflop / c.speed:.2f} s, "
+                  f"best / limit {seconds.min() * c.speed / gflop:.2f}, "
+                  f"each run / limit of its moment {np.median(c.ratios(seconds, gflop)):.2f} (median)", flush=True)
     return 0
 
 
