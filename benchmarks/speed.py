@@ -139,7 +139,7 @@ def time_inference(overrides, repeats, beside=(), *, at_once=1):
     cfg = benchmark_config(overrides, is_training=False)
     detector, batch = build_detector(cfg), cfg.TEST.IMS_PER_GPU
     weights, values, size = inference_weights(detector), photos(batch), 1 if batch == 1 else None
-    graph, inputs, outputs = build_constant_graph(detector, weights, batch_size=size, by_kernel=True)
+    graph, inputs, outputs = build_constant_graph(detector, weights, batch_size=size, for_this_machine=True)
     with tf.Session(graph=graph, config=session_config()) as session:
         run = session.make_callable(outputs, inputs)
         found = run(*values)

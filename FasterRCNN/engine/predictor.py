@@ -52,7 +52,7 @@ class Network:
         **options: Any,
     ):
         """visible_gpus: as session_config's; options: as build_constant_graph's."""
-        graph, inputs, found = build_constant_graph(detector, weights, by_kernel=True, **options)
+        graph, inputs, found = build_constant_graph(detector, weights, for_this_machine=True, **options)
         self.session = tf.Session(graph=graph, config=session_config(visible_gpus))
         self.run = self.session.make_callable([found[name] for name in outputs], feed_list=inputs)
 
@@ -251,14 +251,14 @@ def build_constant_graph(
     config: Mapping | None = None,
     source: str = "the weights",
     device: str | None = None,
-    by_kernel: bool = False,
+    for_this_machine: bool = False,
 ) -> tuple[tf.Graph, list[tf.Tensor], dict[str, tf.Tensor]]:
     """The detector's inference graph without variables: (graph, [image, image_size], outputs by name).
 
     Each variable becomes a constant as it is made, so that TensorFlow computes once whatever follows from weights
     alone (normalisation folded into kernels) and keeps kernels in the layout its convolutions want. device: where it
-    runs, "/gpu:1"; None is TensorFlow's choice. by_kernel: layers too may be operations in C++ where these
-    are faster, in a graph for this machine, not for export.
+    runs, "/gpu:1"; None is TensorFlow's choice. for_this_machine: what is fast here alone may be used (`amx_layers`);
+    not for export.
     Raises ValueError when weights and variables do not fit.
     """
     constants: dict[str, tf.Tensor] = {}
@@ -282,7 +282,7 @@ def build_constant_graph(
         image = tf.placeholder(image_dtype, [batch_size, None, None, 3], "image")
         image_size = tf.placeholder(tf.int32, [batch_size, 2], "image_size")
         scope = tf.variable_scope(tf.get_variable_scope(), custom_getter=constant_for_variable)
-        with scope, amx_layers(by_kernel):
+        with scope, amx_layers(for_this_machine):
             outputs = detector.detect(image, image_size)
         outputs = {name: tf.identity(output, f"outputs/{name}") for name, output in outputs.items()}
     select_for_prediction(weights, shapes, config=config, source=source)

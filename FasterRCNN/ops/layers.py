@@ -4,7 +4,6 @@ Feature maps are N×h×w×C (channels last); kernels are kh×kw×C_in×C_out. Va
 computes in the type of its input, float32, bfloat16 or float16.
 """
 from contextlib import contextmanager
-from functools import partial
 
 import tensorflow.compat.v1 as tf
 
@@ -57,19 +56,20 @@ def conv2d(x, channels, kernel_size, scope, *, stride=1, padding="SAME", groups=
             kernel = kernel * scale
         elif norm == "bias":
             bias = tf.get_variable("b", [channels], initializer=tf.zeros_initializer())
-        normalize = partial(group_norm, scope="gn") if norm == "GN" else norm if callable(norm) else None
-        x = _convolve(x, tf.cast(kernel, x.dtype), bias, groups=groups, stride=stride, padding=padding,
-                      activation=None if normalize else activation)
-        if normalize:
-            x = normalize(x, gamma_initializer=gamma_initializer, extent=extent)
-            x = activation(x) if activation else x
-        return x
+        kernel, normalizes = tf.cast(kernel, x.dtype), norm == "GN" or callable(norm)
+        x = _convolve(x, kernel, bias, groups=groups, stride=stride, padding=padding,
+                      activation=None if normalizes else activation)
+        if norm == "GN":
+            x = group_norm(x, "gn", gamma_initializer=gamma_initializer, extent=extent)
+        elif normalizes:
+            x = norm(x, gamma_initializer=gamma_initializer, extent=extent)
+        return activation(x) if normalizes and activation else x
 
 
 def _convolve(x, kernel, bias, *, groups, stride, padding, activation):
     """Convolve, add the bias (or None) and activate (or None)."""
     if is_for_amx(x, kernel, groups=groups, stride=stride, padding=padding):
-        return _activated(partial(amx_conv2d, x, kernel, bias), activation)
+        return amx_conv2d(x, kernel, bias, activation=activation)
     if kernel.shape[:2] == [1, 1] and groups == 1:
         x = conv1x1(x, kernel, stride)
     else:
@@ -77,13 +77,6 @@ def _convolve(x, kernel, bias, *, groups, stride, padding, activation):
     if bias is not None:
         x = add_bias(x, bias)
     return activation(x) if activation else x
-
-
-def _activated(layer, activation):
-    """Return the activation (or None) of layer(relu), which can do one itself."""
-    if activation is tf.nn.relu:
-        return layer(relu=True)
-    return activation(layer()) if activation else layer()
 
 
 def conv1x1_side_by_side(x, channels_of_scopes, *, initializer):
@@ -199,7 +192,7 @@ def fully_connected(x, channels, scope, *, activation=None, initializer=FAN_IN):
             x = tf.reshape(x, [-1, size])
         weights = tf.cast(weights, x.dtype)
         if is_for_amx(x, weights):
-            return _activated(partial(amx_matmul, x, weights, bias), activation)
+            return amx_matmul(x, weights, bias, activation=activation)
         x = add_bias(tf.matmul(x, weights), bias)
         return activation(x) if activation else x
 

@@ -1,6 +1,6 @@
 // Convolutions and products of matrices in bfloat16 on the matrix unit of Intel's processors (AMX), with bias and ReLU.
 //
-// As ops/amx.py says.
+// ops/amx.py says where they are used.
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
@@ -34,21 +34,23 @@ constexpr int64_t kSide = 16;
 constexpr int64_t kDepth = 32;
 // A block of sums is two tiles high and two wide; two tiles of the kernel meet two of the input.
 constexpr int64_t kCells = 2 * kSide;
-constexpr int64_t kChannels = 2 * kSide;
-constexpr int64_t kKernelStep = kDepth * kChannels;
+constexpr int64_t kOutputs = 2 * kSide;
+constexpr int64_t kKernelStep = kDepth * kOutputs;
 
 // Linux grants the unit's registers to a process that asks.
 bool AskForAmx() {
-  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5, kAvx512Bw = 1u << 30;
-  constexpr unsigned kOsSavesRegisters = 1u << 27, kAvx512Vl = 1u << 31;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   constexpr int kAskPermission = 0x1023, kTileData = 18;
   unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & kOsSavesRegisters)) return false;
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(b & kAvx512Bw) || !(b & kAvx512Vl)) return false;
-  if (!(d & kAmxBf16) || !(d & kAmxTile)) return false;
-  if (!__get_cpuid_count(7, 1, &a, &b, &c, &d) || !(a & kAvx512Bf16)) return false;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & kAmxBf16) || !(d & kAmxTile)) return false;
+  if (!__builtin_cpu_supports("avx512bw") || !__builtin_cpu_supports("avx512vl") ||
+      !__builtin_cpu_supports("avx512bf16"))
+    return false;
   return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
 }
+
+// The compiler does not see which memory the unit's instructions read and write: around them nothing is moved.
+INLINE void KeepOrder() { asm volatile("" : : : "memory"); }
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -56,24 +58,23 @@ struct alignas(64) TileShapes {
   uint8_t rows[16] = {kSide, kSide, kSide, kSide, kSide, kSide, kSide, kSide};
 };
 
-// The shapes of the tiles while it lives. oneDNN remembers what it set for a thread: that is put back.
+// The shapes of the tiles while it lives; then those that the thread had are back.
 class UsesTiles {
  public:
   FOR_AMX UsesTiles() {
     const TileShapes shapes;
+    KeepOrder();
     _tile_storeconfig(&before_);
-    Load(&shapes);
+    _tile_loadconfig(&shapes);
+    KeepOrder();
   }
   FOR_AMX ~UsesTiles() {
-    if (before_.palette) Load(&before_);
+    KeepOrder();
+    if (before_.palette) _tile_loadconfig(&before_);
     else _tile_release();
   }
 
  private:
-  FOR_AMX static void Load(const TileShapes* shapes) {
-    asm volatile("" : : "r"(shapes) : "memory");  // GCC does not see that the instruction reads them
-    _tile_loadconfig(shapes);
-  }
   TileShapes before_;
 };
 
@@ -94,20 +95,21 @@ FOR_AMX INLINE void ZeroSums() {
   _tile_zero(3);
 }
 
-constexpr int64_t kSumsStride = kChannels * sizeof(float);
+constexpr int64_t kSumsStride = kOutputs * sizeof(float);
 
 FOR_AMX INLINE void LoadSums(const float* sums) {
   _tile_loadd(0, sums, kSumsStride);
   _tile_loadd(1, sums + kSide, kSumsStride);
-  _tile_loadd(2, sums + kSide * kChannels, kSumsStride);
-  _tile_loadd(3, sums + kSide * kChannels + kSide, kSumsStride);
+  _tile_loadd(2, sums + kSide * kOutputs, kSumsStride);
+  _tile_loadd(3, sums + kSide * kOutputs + kSide, kSumsStride);
 }
 
 FOR_AMX INLINE void StoreSums(float* sums) {
   _tile_stored(0, sums, kSumsStride);
   _tile_stored(1, sums + kSide, kSumsStride);
-  _tile_stored(2, sums + kSide * kChannels, kSumsStride);
-  _tile_stored(3, sums + kSide * kChannels + kSide, kSumsStride);
+  _tile_stored(2, sums + kSide * kOutputs, kSumsStride);
+  _tile_stored(3, sums + kSide * kOutputs + kSide, kSumsStride);
+  KeepOrder();
 }
 
 // Adds to the sums: two tiles of cells, each `stride` numbers after the other, times `depth` rows of the kernel.
@@ -128,7 +130,7 @@ FOR_AMX INLINE void AddProducts(const bfloat16* first, const bfloat16* second, i
   }
 }
 
-// kChannels sums of a cell become output.
+// kOutputs sums of a cell become output.
 FOR_AMX INLINE void Finish(const float* sums, const float* bias, bool relu, bfloat16* to) {
   __m512 low = _mm512_add_ps(_mm512_load_ps(sums), _mm512_loadu_ps(bias));
   __m512 high = _mm512_add_ps(_mm512_load_ps(sums + kSide), _mm512_loadu_ps(bias + kSide));
@@ -177,7 +179,7 @@ struct Convolution {
     const bfloat16* of_kernel = kernel + output * size * size * channels;
     ZeroSums();
     for (int64_t i = 0; i < size; ++i) {
-      for (int64_t j = 0; j < size; ++j, of_kernel += channels * kChannels) {
+      for (int64_t j = 0; j < size; ++j, of_kernel += channels * kOutputs) {
         const bfloat16* first = panel + i * of_row + j * channels;
         AddProducts(first, first + of_row, channels, channels, of_kernel);
       }
@@ -188,16 +190,17 @@ struct Convolution {
   FOR_AMX void Run(int64_t begin, int64_t end) const {
     const UsesTiles tiles;
     const auto panel = Aligned<bfloat16>(PanelRows() * PanelWidth() * channels);
-    const auto sums = Aligned<float>(kCells * kChannels);
+    const auto sums = Aligned<float>(kCells * kOutputs);
     for (int64_t block = begin; block < end; ++block) {
       const int64_t image = block / BlocksOfImage() * height * width, of_image = block % BlocksOfImage();
       const int64_t y = of_image / BlocksOfRow() * kRows, x = of_image % BlocksOfRow() * kSide;
       CopyPanel(map + image * channels, y, x, panel.get());
-      for (int64_t output = 0; output < outputs; output += kChannels) {
+      KeepOrder();
+      for (int64_t output = 0; output < outputs; output += kOutputs) {
         SumBlock(panel.get(), output, sums.get());
         for (int64_t i = 0; i < std::min(kRows, height - y); ++i)
           for (int64_t j = 0; j < std::min(kSide, width - x); ++j)
-            Finish(sums.get() + (i * kSide + j) * kChannels, bias + output, relu,
+            Finish(sums.get() + (i * kSide + j) * kOutputs, bias + output, relu,
                    to + (image + (y + i) * width + x + j) * outputs + output);
       }
     }
@@ -206,8 +209,8 @@ struct Convolution {
 
 // A product of matrices. Its sums are made in squares, whose parts of both matrices stay in a core's cache.
 struct Product {
-  static constexpr int64_t kSquare = 256;  // a multiple of kCells and kChannels
-  static constexpr int64_t kPart = 512;    // of the depth that is summed before the next, a multiple of kDepth
+  static constexpr int64_t kLeastSquare = 64, kGreatestSquare = 256;  // multiples of kCells and kOutputs
+  static constexpr int64_t kPart = 512;  // of the depth that is summed before the next, a multiple of kDepth
 
   int64_t cells, depth, outputs;
   bool relu;
@@ -215,9 +218,15 @@ struct Product {
   const bfloat16* kernel;
   const float* bias;
   bfloat16* to;
+  int64_t square = kGreatestSquare;
 
-  int64_t SquaresOfRow() const { return (outputs + kSquare - 1) / kSquare; }
-  int64_t Squares() const { return (cells + kSquare - 1) / kSquare * SquaresOfRow(); }
+  int64_t SquaresOfRow() const { return (outputs + square - 1) / square; }
+  int64_t Squares() const { return (cells + square - 1) / square * SquaresOfRow(); }
+
+  // So many squares that every thread has one.
+  void ShareAmong(int threads) {
+    while (Squares() < threads && square > kLeastSquare) square /= 2;
+  }
 
   // kCells×kPart numbers of the matrix, zero beyond its last row.
   void CopyPanel(int64_t cell, int64_t k, int64_t part, bfloat16* panel) const {
@@ -231,14 +240,15 @@ struct Product {
     for (int64_t k = 0; k < depth; k += kPart) {
       const int64_t part = std::min(kPart, depth - k);
       float* of_block = sums;
-      for (int64_t i = cell; i < std::min(cell + kSquare, cells); i += kCells) {
+      for (int64_t i = cell; i < std::min(cell + square, cells); i += kCells) {
         CopyPanel(i, k, part, panel);
-        for (int64_t j = output; j < std::min(output + kSquare, outputs); j += kChannels) {
+        KeepOrder();
+        for (int64_t j = output; j < std::min(output + square, outputs); j += kOutputs) {
           if (k) LoadSums(of_block);
           else ZeroSums();
-          AddProducts(panel, panel + kSide * kPart, kPart, part, kernel + j * depth + k * kChannels);
+          AddProducts(panel, panel + kSide * kPart, kPart, part, kernel + j * depth + k * kOutputs);
           StoreSums(of_block);
-          of_block += kCells * kChannels;
+          of_block += kCells * kOutputs;
         }
       }
     }
@@ -247,15 +257,15 @@ struct Product {
   FOR_AMX void Run(int64_t begin, int64_t end) const {
     const UsesTiles tiles;
     const auto panel = Aligned<bfloat16>(kCells * kPart);
-    const auto sums = Aligned<float>(kSquare * kSquare);
-    for (int64_t square = begin; square < end; ++square) {
-      const int64_t cell = square / SquaresOfRow() * kSquare, output = square % SquaresOfRow() * kSquare;
+    const auto sums = Aligned<float>(square * square);
+    for (int64_t number = begin; number < end; ++number) {
+      const int64_t cell = number / SquaresOfRow() * square, output = number % SquaresOfRow() * square;
       SumSquare(cell, output, panel.get(), sums.get());
       const float* of_block = sums.get();
-      for (int64_t i = cell; i < std::min(cell + kSquare, cells); i += kCells)
-        for (int64_t j = output; j < std::min(output + kSquare, outputs); j += kChannels, of_block += kCells * kChannels)
+      for (int64_t i = cell; i < std::min(cell + square, cells); i += kCells)
+        for (int64_t j = output; j < std::min(output + square, outputs); j += kOutputs, of_block += kCells * kOutputs)
           for (int64_t row = 0; row < std::min(kCells, cells - i); ++row)
-            Finish(of_block + row * kChannels, bias + j, relu, to + (i + row) * outputs + j);
+            Finish(of_block + row * kOutputs, bias + j, relu, to + (i + row) * outputs + j);
     }
   }
 };
@@ -272,9 +282,10 @@ class AmxOperation : public OpKernel {
     const Tensor &inputs = context->input(0), &kernel = context->input(1), &bias = context->input(2);
     const int64_t size = kernel.dims() == 5 ? kernel.dim_size(1) : 0;
     const bool fits = inputs.dims() == Rank() && size % 2 == 1 && (Rank() == 4 || size == 1) &&
-                      kernel.dim_size(2) == size && kernel.dim_size(3) * kDepth == inputs.dim_size(Rank() - 1) &&
+                      kernel.dim_size(2) == size && kernel.dim_size(3) > 0 &&
+                      kernel.dim_size(3) * kDepth == inputs.dim_size(Rank() - 1) &&
                       kernel.dim_size(4) == kKernelStep && bias.dims() == 1 &&
-                      bias.dim_size(0) == kernel.dim_size(0) * kChannels;
+                      bias.dim_size(0) == kernel.dim_size(0) * kOutputs;
     OP_REQUIRES(context, fits,
                 Invalid("the input must be ", Rank() == 4 ? "B×h×w×C" : "R×C", ", the kernel (C'/32)×k×k×(C/32)×1024 ",
                         Rank() == 4 ? "with odd k" : "with k 1", ", the bias C': got ", inputs.shape().DebugString(),
@@ -320,9 +331,10 @@ class AmxProduct : public AmxOperation {
   int Rank() const override { return 2; }
   void Run(OpKernelContext* context, const Tensor& matrix, const Tensor& kernel, const Tensor& bias,
            Tensor* output) const override {
-    const Product run{matrix.dim_size(0), matrix.dim_size(1), bias.dim_size(0), relu_, matrix.flat<bfloat16>().data(),
+    Product run{matrix.dim_size(0), matrix.dim_size(1), bias.dim_size(0), relu_, matrix.flat<bfloat16>().data(),
                       kernel.flat<bfloat16>().data(), bias.flat<float>().data(), output->flat<bfloat16>().data()};
-    InParallel(context, run.Squares(), Cycles(Product::kSquare * Product::kSquare * run.depth),
+    run.ShareAmong(context->device()->tensorflow_cpu_worker_threads()->num_threads);
+    InParallel(context, run.Squares(), Cycles(run.square * run.square * run.depth),
                [&run](int64_t begin, int64_t end) { run.Run(begin, end); });
   }
 };
