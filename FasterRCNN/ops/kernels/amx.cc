@@ -28,8 +28,8 @@ using namespace tensorflow;  // NOLINT: as TensorFlow's own operations
 
 #define FOR_AMX __attribute__((target("amx-tile,amx-bf16,avx512f,avx512bw,avx512vl,avx512bf16")))
 
-// A tile holds kSide rows of 64 bytes: of inputs kSide cells × kDepth channels, of sums kSide cells × kSide channels, of
-// a kernel kDepth input × kSide output channels, two input channels of a pair side by side.
+// A tile holds kSide rows of 64 bytes: of inputs kSide cells × kDepth channels, of sums kSide cells × kSide channels,
+// of a kernel kDepth input × kSide output channels, two input channels of a pair side by side.
 constexpr int64_t kSide = 16;
 constexpr int64_t kDepth = 32;
 // A block of sums is two tiles high and two wide; two tiles of the kernel meet two of the input.
@@ -49,8 +49,8 @@ bool AskForAmx() {
   return syscall(SYS_arch_prctl, kAskPermission, kTileData) == 0;
 }
 
-// The compiler does not see which memory the unit's instructions read and write: around them nothing is moved.
-INLINE void KeepOrder() { asm volatile("" : : : "memory"); }
+// The compiler does not see all that the unit's instructions read and write: what is at `memory` was written before.
+INLINE void KeepOrder(const void* memory) { asm volatile("" : : "r"(memory) : "memory"); }
 
 struct alignas(64) TileShapes {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -63,13 +63,13 @@ class UsesTiles {
  public:
   FOR_AMX UsesTiles() {
     const TileShapes shapes;
-    KeepOrder();
+    KeepOrder(&before_);
     _tile_storeconfig(&before_);
+    KeepOrder(&shapes);
     _tile_loadconfig(&shapes);
-    KeepOrder();
   }
   FOR_AMX ~UsesTiles() {
-    KeepOrder();
+    KeepOrder(&before_);
     if (before_.palette) _tile_loadconfig(&before_);
     else _tile_release();
   }
@@ -109,7 +109,7 @@ FOR_AMX INLINE void StoreSums(float* sums) {
   _tile_stored(1, sums + kSide, kSumsStride);
   _tile_stored(2, sums + kSide * kOutputs, kSumsStride);
   _tile_stored(3, sums + kSide * kOutputs + kSide, kSumsStride);
-  KeepOrder();
+  KeepOrder(sums);
 }
 
 // Adds to the sums: two tiles of cells, each `stride` numbers after the other, times `depth` rows of the kernel.
@@ -195,7 +195,7 @@ struct Convolution {
       const int64_t image = block / BlocksOfImage() * height * width, of_image = block % BlocksOfImage();
       const int64_t y = of_image / BlocksOfRow() * kRows, x = of_image % BlocksOfRow() * kSide;
       CopyPanel(map + image * channels, y, x, panel.get());
-      KeepOrder();
+      KeepOrder(panel.get());
       for (int64_t output = 0; output < outputs; output += kOutputs) {
         SumBlock(panel.get(), output, sums.get());
         for (int64_t i = 0; i < std::min(kRows, height - y); ++i)
@@ -242,7 +242,7 @@ struct Product {
       float* of_block = sums;
       for (int64_t i = cell; i < std::min(cell + square, cells); i += kCells) {
         CopyPanel(i, k, part, panel);
-        KeepOrder();
+        KeepOrder(panel);
         for (int64_t j = output; j < std::min(output + square, outputs); j += kOutputs) {
           if (k) LoadSums(of_block);
           else ZeroSums();
