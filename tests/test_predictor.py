@@ -188,7 +188,7 @@ class MeetingDetector(BrightBoxDetector):
         self._barrier = threading.Barrier(2)
 
     def detect(self, image, image_size):
-        meet = tf.numpy_function(lambda: self._barrier.wait(timeout=60), [], tf.int64)
+        meet = tf.numpy_function(lambda: self._barrier.wait(timeout=300), [], tf.int64)
         with tf.control_dependencies([meet]):
             return super().detect(image, image_size)
 
