@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
-from tiny import evaluate, random_image, restore_reference_values, session, tiny_config
+from tiny import evaluate, random_image, tiny_config
 
 from FasterRCNN.engine.predictor import build_constant_graph
 from FasterRCNN.modeling.build import build_detector
@@ -31,15 +31,6 @@ def numpy_conv(x, kernel, bias):
     return bias + sum(padded[:, i:i + height, j:j + width] @ kernel[i, j] for i, j in taps)
 
 
-def fed(build, *arrays):
-    """As `evaluate`, of placeholders: what follows from constants TensorFlow computes in one thread, beforehand."""
-    with tf.Graph().as_default() as graph, session() as running:
-        inputs = [tf.placeholder(array.dtype, array.shape) for array in arrays]
-        fetches = build(*inputs)
-        restore_reference_values(running, graph)
-        return running.run(fetches, dict(zip(inputs, arrays)))
-
-
 def in_bfloat16(layer, x, kernel, *others, **options):
     """The layer's output, float32, of bfloat16 input and kernel; the kernel a constant, as for prediction."""
     def build(x):
@@ -47,7 +38,7 @@ def in_bfloat16(layer, x, kernel, *others, **options):
         assert y.dtype == tf.bfloat16
         return tf.cast(y, tf.float32)
 
-    return fed(build, x)
+    return evaluate(build, x, fed=True)
 
 
 @needs_amx
@@ -109,7 +100,7 @@ def test_what_is_no_number_is_kept():
 
 @needs_amx
 def test_tensorflow_s_own_matrices_stay_right_beside_them():
-    """oneDNN sets the unit up for a thread and remembers it: turn by turn, on the same threads."""
+    """Both set the unit up for the threads they run on: turn by turn."""
     x, kernel, weights = numbers(0, 1, 24, 48, 64), numbers(1, 3, 3, 64, 64) / 24, numbers(2, 64, 64) / 8
 
     def build(x):
@@ -125,7 +116,7 @@ def test_tensorflow_s_own_matrices_stay_right_beside_them():
                 theirs = tf.reshape(tf.matmul(tf.reshape(theirs, [-1, 64]), of_weights), own.shape)
         return tf.cast(own, tf.float32), tf.cast(theirs, tf.float32)
 
-    own, theirs = fed(build, x)
+    own, theirs = evaluate(build, x, fed=True)
     assert np.abs(theirs).max() > 0.1
     np.testing.assert_allclose(own, theirs, atol=0.03 * np.abs(theirs).max())
 
@@ -225,7 +216,7 @@ def test_layers_are_the_same_by_both(norm, activation):
         assert [name for name in types if name.startswith("Amx")] == ["AmxConvolution", "AmxProduct"]
         return [tf.cast(output, tf.float32) for output in outputs]
 
-    conv, fc, conv_by_amx, fc_by_amx = fed(build, x, features)
+    conv, fc, conv_by_amx, fc_by_amx = evaluate(build, x, features, fed=True)
     for found, expected in ((conv_by_amx, conv), (fc_by_amx, fc)):
         assert found.shape == expected.shape and expected.std() > 0.1
         np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.02 * np.abs(expected).max())

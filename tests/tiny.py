@@ -121,12 +121,16 @@ def session():
     return tf.Session(config=options)
 
 
-def evaluate(build, *arrays):
-    """The values of what `build` makes of the arrays, in a graph of its own; variables hold `reference_value`s."""
+def evaluate(build, *arrays, fed=False):
+    """The values of what `build` makes of the arrays, in a graph of its own; variables hold `reference_value`s.
+
+    fed: of placeholders. What follows from constants TensorFlow computes beforehand, in one thread.
+    """
     with tf.Graph().as_default() as graph, session() as running:
-        fetches = build(*(tf.constant(array) for array in arrays))
+        inputs = [tf.placeholder(array.dtype, array.shape) if fed else tf.constant(array) for array in arrays]
+        fetches = build(*inputs)
         restore_reference_values(running, graph)
-        return running.run(fetches)
+        return running.run(fetches, dict(zip(inputs, arrays)) if fed else None)
 
 
 def restore_reference_values(running, graph):

@@ -332,7 +332,7 @@ class AmxProduct : public AmxOperation {
   void Run(OpKernelContext* context, const Tensor& matrix, const Tensor& kernel, const Tensor& bias,
            Tensor* output) const override {
     Product run{matrix.dim_size(0), matrix.dim_size(1), bias.dim_size(0), relu_, matrix.flat<bfloat16>().data(),
-                      kernel.flat<bfloat16>().data(), bias.flat<float>().data(), output->flat<bfloat16>().data()};
+                kernel.flat<bfloat16>().data(), bias.flat<float>().data(), output->flat<bfloat16>().data()};
     run.ShareAmong(context->device()->tensorflow_cpu_worker_threads()->num_threads);
     InParallel(context, run.Squares(), Cycles(run.square * run.square * run.depth),
                [&run](int64_t begin, int64_t end) { run.Run(begin, end); });
